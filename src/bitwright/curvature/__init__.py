@@ -1,0 +1,15 @@
+"""Second-order sensitivity per channel: one method, one file, each estimate with its errors."""
+
+from bitwright.curvature.estimate import Estimate, Sensitivity, load, make_key, save
+from bitwright.curvature.gauss_newton import gauss_newton
+from bitwright.curvature.hutchinson import hutchinson
+
+__all__ = [
+    "Estimate",
+    "Sensitivity",
+    "gauss_newton",
+    "hutchinson",
+    "load",
+    "make_key",
+    "save",
+]

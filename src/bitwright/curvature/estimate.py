@@ -1,0 +1,129 @@
+"""Numbers with their errors: what measuring returns and what is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bitwright.errors import BitwrightError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Traces of the channels of one weight or edge, with two errors.
+
+    Attributes:
+        value: float64 [C], Hessian trace of each channel's block, in nats (times output units
+            squared for squared divergences).
+        stderr_probe: float64 [C], what the estimator itself may be off by on these samples: the
+            standard error of random probes, or the share of curvature left out by leading
+            eigenvectors times the value.
+        stderr_data: float64 [C], standard error of the mean over samples (the jackknife of a mean):
+            how much another draw of as many samples would change the value.
+        samples: number of samples.
+    """
+
+    value: np.ndarray
+    stderr_probe: np.ndarray
+    stderr_data: np.ndarray
+    samples: int
+
+    def __str__(self) -> str:
+        total = self.value.sum()
+        probe = float(np.sqrt((self.stderr_probe**2).sum()))
+        data = float(np.sqrt((self.stderr_data**2).sum()))
+        return f"trace {total:.4g} ± {probe:.2g} (probes) ± {data:.2g} (data, n={self.samples})"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Curvature of every layer (per output channel) and edge (per channel).
+
+    Attributes:
+        method: `gauss-newton` or `hutchinson`.
+        layers: layer name -> :class:`Estimate` over its rows.
+        edges: edge name -> :class:`Estimate` over its channels (axis 1 of the activation).
+        key: hash of weights, data and settings it was measured with.
+        details: settings and facts worth keeping (share of curvature captured, passes).
+    """
+
+    method: str
+    layers: Mapping[str, Estimate]
+    edges: Mapping[str, Estimate] = field(default_factory=dict)
+    key: str = ""
+    details: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+def make_key(*parts: object) -> str:
+    """A hash that changes with any of `parts` (strings, numbers, bytes, arrays)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def save(sensitivity: Sensitivity, path: Path) -> None:
+    """Write `sensitivity.safetensors`: three float64 tensors a layer and edge, metadata as JSON."""
+    tensors: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+    for kind, group in (("layer", sensitivity.layers), ("edge", sensitivity.edges)):
+        for name, estimate in group.items():
+            stack = np.stack([estimate.value, estimate.stderr_probe, estimate.stderr_data])
+            tensors[f"{kind}:{name}"] = np.ascontiguousarray(stack, dtype=np.float64)
+            counts[f"{kind}:{name}"] = estimate.samples
+    header = {
+        "schema": SCHEMA,
+        "method": sensitivity.method,
+        "key": sensitivity.key,
+        "details": dict(sensitivity.details),
+        "samples": counts,
+    }
+    temporary = path.with_name(path.name + ".part")
+    save_file(tensors, temporary, metadata={"bitwright": json.dumps(header, sort_keys=True)})
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> Sensitivity:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        BitwrightError: not such a file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["bitwright"])
+            if header["schema"] != SCHEMA:
+                raise BitwrightError(
+                    f"{path} has sensitivity schema {header['schema']}, this version reads {SCHEMA}"
+                )
+            groups: dict[str, dict[str, Estimate]] = {"layer": {}, "edge": {}}
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                kind, _, item = name.partition(":")
+                value, probe, data = file.get_tensor(name)
+                groups[kind][item] = Estimate(value, probe, data, int(header["samples"][name]))
+            order = list(header["samples"])
+            rank = {name: i for i, name in enumerate(order)}
+            layers, edges = (
+                dict(sorted(groups[k].items(), key=lambda item: rank[f"{k}:{item[0]}"]))  # noqa: B023
+                for k in ("layer", "edge")
+            )
+            return Sensitivity(header["method"], layers, edges, header["key"], header["details"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise BitwrightError(
+            f"{path} is not a sensitivity file ({error}); run `measure` again"
+        ) from error

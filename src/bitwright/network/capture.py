@@ -1,0 +1,251 @@
+"""Capture: any nn.Module becomes a graph of ATen operations with batch-norm folded.
+
+`torch.export` traces the module once with a symbolic batch size. Everything after that (measuring,
+quantizing, exporting, the integer reference) walks this one graph, so nothing depends on module
+classes, and a function called without a module is seen like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from bitwright.errors import BitwrightError
+from bitwright.network.ops import IDENTITY, LAYERS, VALUE_PRESERVING, aten
+
+
+def attribute(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer with the dotted `name`."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def set_attribute(module: nn.Module, name: str, value: Tensor) -> None:
+    """Replace (or add, at the top level) the parameter `name` by `value`, without gradient."""
+    *path, leaf = name.split(".")
+    for part in path:
+        module = getattr(module, part)
+    setattr(module, leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+
+def capture(model: nn.Module, example: Tensor) -> GraphModule:
+    """The graph of `model` in evaluation mode, batch-norm folded, batch size free.
+
+    Args:
+        model: left as it is; its training flag and parameters are not touched.
+        example: [n >= 2, ...] rows as the model takes them.
+
+    Raises:
+        BitwrightError: the model cannot be traced (data-dependent control flow, a fixed batch).
+    """
+    was_training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            batch = torch.export.Dim.DYNAMIC
+            program = torch.export.export(
+                copy.deepcopy(model), (example[:2],), dynamic_shapes=({0: batch},), strict=False
+            )
+            module = program.module()
+            if not _make_functional(module):
+                module = program.run_decompositions({}).module()
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BitwrightError(
+            f"cannot trace the model {type(model).__name__} with torch.export for input "
+            f"{tuple(example.shape[1:])}: {first[:300]}; remove data-dependent Python control flow "
+            "and fixed batch sizes from forward()"
+        ) from error
+    finally:
+        for m, flag in was_training.items():
+            m.training = flag
+    graph = module.graph
+    _tidy(module)
+    _separate_shared_tensors(module)
+    fold_batch_norm(module)
+    _give_every_layer_a_bias(module)
+    _normalize_meta(module, example)
+    graph.eliminate_dead_code()
+    _drop_unused(module)
+    module.recompile()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def _make_functional(module: GraphModule) -> bool:
+    """Replace in-place operations by their pure forms; False where aliases make that unsafe.
+
+    `b = relu_(a)` becomes `b = relu(a)` and every later reader of `a` reads `b`. That is the same
+    computation unless `a` shares memory with another value, which only views do.
+    """
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        pure = getattr(aten, schema.name.removeprefix("aten::").removesuffix("_"), None)
+        overload = getattr(pure, schema.overload_name or "default", None)
+        source = node.args[0]
+        aliases = [source, *source.users]
+        if (
+            overload is None
+            or source.op != "call_function"
+            or any(a is not node and a.target in VALUE_PRESERVING for a in aliases)
+        ):
+            return False
+        node.target = overload
+        later = {u for u in source.users if order[u] > order[node]}
+        source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+    return True
+
+
+def _tidy(module: GraphModule) -> None:
+    """Drop what does nothing, and write one operation one way."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module":  # the exporter's input guards
+            graph.erase_node(node)
+        elif node.target in IDENTITY or _takes_everything(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is aten._native_batch_norm_legit_no_training.default:
+            x, gamma, beta, mean, var, momentum, eps = node.args
+            with graph.inserting_before(node):
+                norm = graph.call_function(
+                    aten.batch_norm.default,
+                    (x, gamma, beta, mean, var, False, momentum, eps, False),
+                )
+            for item in list(node.users):  # only item 0, the output, is ever read
+                norm.meta = dict(item.meta)
+                item.replace_all_uses_with(norm)
+                graph.erase_node(item)
+            graph.erase_node(node)
+
+
+def _takes_everything(node: Node) -> bool:
+    """Whether `node` is `x[:]` along an axis."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    start, end, step = (*node.args[2:], None, None, None)[:3]
+    return start in (0, None) and end in (None, 2**63 - 1) and step in (1, None)
+
+
+def _separate_shared_tensors(module: GraphModule) -> None:
+    """Give every `get_attr` target one node, so that 'used once' can be read off the graph."""
+    seen: dict[str, Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        if node.target in seen:
+            node.replace_all_uses_with(seen[node.target])
+            module.graph.erase_node(node)
+        else:
+            seen[node.target] = node
+
+
+def fold_batch_norm(module: GraphModule) -> int:
+    """Fold each evaluation-mode batch-norm into the convolution or linear layer before it.
+
+    `w' = w · γ/√(σ² + ε)`, `b' = (b − μ) · γ/√(σ² + ε) + β`, computed in float64. A batch-norm
+    whose layer has other readers, or whose weight serves other calls, stays where it is.
+
+    Returns:
+        The number of batch-norms folded.
+    """
+    graph = module.graph
+    folded = 0
+    for node in list(graph.nodes):
+        if node.target is not aten.batch_norm.default or node.args[5]:
+            continue
+        layer = node.args[0]
+        if layer.target not in LAYERS or len(layer.users) != 1:
+            continue
+        if layer.target is aten.linear.default and len(layer.meta["val"].shape) != 2:
+            continue  # batch-norm counts channels on axis 1, linear on the last
+        weight_node = layer.args[1]
+        if weight_node.op != "get_attr" or len(weight_node.users) != 1:
+            continue
+        gamma, beta, mean, var = (
+            None if a is None else attribute(module, a.target).detach().double()
+            for a in node.args[1:5]
+        )
+        factor = torch.rsqrt(var + node.args[7])
+        if gamma is not None:
+            factor = factor * gamma
+        weight = attribute(module, weight_node.target).detach().double()
+        bias_node = layer.args[2] if len(layer.args) > 2 else None
+        bias = 0.0 if bias_node is None else attribute(module, bias_node.target).detach().double()
+        bias = (bias - mean) * factor + (0.0 if beta is None else beta)
+        weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        set_attribute(module, weight_node.target, weight.float())
+        name = _bias_name(weight_node.target)
+        set_attribute(module, name, bias.float())
+        with graph.inserting_before(layer):
+            new_bias = graph.get_attr(name)
+        layer.args = (layer.args[0], weight_node, new_bias, *layer.args[3:])
+        node.replace_all_uses_with(layer)
+        graph.erase_node(node)
+        folded += 1
+    return folded
+
+
+def _bias_name(weight: str) -> str:
+    stem, _, leaf = weight.rpartition(".")
+    name = "bias" if leaf == "weight" else f"{leaf}_bias"
+    return f"{stem}.{name}" if stem else name
+
+
+def _give_every_layer_a_bias(module: GraphModule) -> None:
+    """Corrections need a bias to live in; a layer without one gets zeros."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target not in LAYERS or node.args[1].op != "get_attr":
+            continue
+        if len(node.args) > 2 and node.args[2] is not None:
+            continue
+        weight = attribute(module, node.args[1].target)
+        name = _bias_name(node.args[1].target)
+        set_attribute(module, name, torch.zeros(weight.shape[0], dtype=weight.dtype))
+        with graph.inserting_before(node):
+            bias = graph.get_attr(name)
+        node.args = (node.args[0], node.args[1], bias, *node.args[3:])
+
+
+def _normalize_meta(module: GraphModule, example: Tensor) -> None:
+    """Remember each value's shape for one row: `meta['row_shape']`, batch axis left out."""
+    from bitwright.network.run import run
+
+    def note(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if isinstance(value, Tensor):
+            node.meta["row_shape"] = tuple(value.shape[1:])
+            node.meta["is_float"] = value.is_floating_point()
+        return value
+
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            node.meta["row_shape"] = tuple(example.shape[1:])
+            node.meta["is_float"] = example.is_floating_point()
+    with torch.no_grad():
+        run(module, example[:2], note)
+
+
+def _drop_unused(module: GraphModule) -> None:
+    """Delete parameters and buffers that no node reads (batch-norm statistics, mostly)."""
+    used = {n.target for n in module.graph.nodes if n.op == "get_attr"}
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in used:
+            *path, leaf = name.split(".")
+            owner: nn.Module = module
+            for part in path:
+                owner = getattr(owner, part)
+            delattr(owner, leaf)

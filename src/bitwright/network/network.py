@@ -1,0 +1,309 @@
+"""The nouns of a captured network: its weights and its edges, with ties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from bitwright.errors import BitwrightError
+from bitwright.network.capture import attribute, capture
+from bitwright.network.ops import (
+    CLIPS,
+    INTEGER,
+    LAYERS,
+    UNSUPPORTED,
+    VALUE_PRESERVING,
+    aten,
+    is_clip_at_zero,
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantizable weight: `rows` output channels (axis 0) of `fan_in` numbers each.
+
+    Attributes:
+        name: the weight's canonical name without a trailing `.weight`.
+        weight, bias: parameter names in the captured graph.
+        kind: `conv1d`, `conv2d` or `linear`.
+        calls: names of the graph nodes that use it (more than one when a module is called twice).
+        shape: of the weight.
+        macs: multiply-accumulates for one input row, over all calls.
+    """
+
+    name: str
+    weight: str
+    bias: str
+    kind: str
+    calls: tuple[str, ...]
+    shape: tuple[int, ...]
+    groups: int
+    macs: int
+
+    @property
+    def rows(self) -> int:
+        """Number of output channels."""
+        return self.shape[0]
+
+    @property
+    def fan_in(self) -> int:
+        """Weights per output channel."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.rows * self.fan_in
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An activation tensor that is stored in 8 bits between two operations.
+
+    Attributes:
+        name: of the graph node that computes it.
+        group: edges of one group share scale and zero point (reshapes, pooling by maximum,
+            concatenations).
+        shape: of one row, batch axis left out.
+        at_zero: nothing below zero can occur, so the zero point is 0 and a ReLU is free.
+        ceiling: the largest value a clip lets through (6 for ReLU6), which the grid may not pass,
+            so that the clip is free as well.
+    """
+
+    name: str
+    group: int
+    shape: tuple[int, ...]
+    at_zero: bool
+    ceiling: float = math.inf
+
+
+@dataclass(frozen=True)
+class Network:
+    """A captured graph with its layers and edges."""
+
+    module: GraphModule
+    layers: tuple[Layer, ...]
+    edges: tuple[Edge, ...]
+    input_shape: tuple[int, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def weights(self) -> int:
+        """Number of quantizable weights."""
+        return sum(layer.weights for layer in self.layers)
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter `name` of the captured graph."""
+        return attribute(self.module, name)
+
+    def matrix(self, layer: Layer) -> Tensor:
+        """The layer's weight as [rows, fan_in]."""
+        return self.tensor(layer.weight).reshape(layer.rows, layer.fan_in)
+
+
+def build(model: nn.Module, example: Tensor, *, skip: Sequence[str] = ()) -> Network:
+    """Capture `model` and find its layers and edges.
+
+    Args:
+        model: any module torch.export can trace; never changed.
+        example: [n >= 2, ...] rows.
+        skip: names of layers to leave in float (exact, or a prefix ending in `.`).
+
+    Raises:
+        BitwrightError: nothing to quantize, or a layer type without a quantized form that `skip`
+            does not name.
+    """
+    module = capture(model, example)
+    return describe(module, tuple(example.shape[1:]), skip)
+
+
+def describe(module: GraphModule, input_shape: tuple[int, ...], skip: Sequence[str]) -> Network:
+    """Layers and edges of a captured graph."""
+    layers, skipped = _layers(module, skip)
+    if not layers:
+        raise BitwrightError(
+            "the model has no Conv1d, Conv2d or Linear weight that could be quantized"
+        )
+    return Network(module, layers, _edges(module, layers), input_shape, skipped)
+
+
+def _layers(module: GraphModule, skip: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    calls: dict[str, list[Node]] = {}
+    skipped: list[str] = []
+    for node in module.graph.nodes:
+        if node.target in UNSUPPORTED:
+            name = _owner(node)
+            if not _matches(name, skip):
+                raise BitwrightError(
+                    f"layer {name!r} is a {UNSUPPORTED[node.target]}, which has no quantized form; "
+                    f"leave it in float with --skip {name}"
+                )
+            skipped.append(name)
+        elif node.target in LAYERS and node.args[1].op == "get_attr":
+            name = _owner(node)
+            if _matches(name, skip):
+                skipped.append(name)
+            else:
+                calls.setdefault(node.args[1].target, []).append(node)
+    found = []
+    for weight, nodes in calls.items():
+        biases = {n.args[2].target for n in nodes}
+        kinds = {n.target for n in nodes}
+        if len(biases) > 1 or len(kinds) > 1:
+            raise BitwrightError(
+                f"weight {weight!r} is used with different biases or operations ({len(nodes)} "
+                f"calls), which has no quantized form; leave it in float with --skip "
+                f"{weight.removesuffix('.weight')}"
+            )
+        first = nodes[0]
+        shape = tuple(attribute(module, weight).shape)
+        groups = int(first.args[6]) if len(first.args) > 6 else 1
+        fan_in = math.prod(shape[1:])
+        macs = sum(math.prod(n.meta["row_shape"]) * fan_in for n in nodes)
+        found.append(
+            Layer(
+                name=weight.removesuffix(".weight"),
+                weight=weight,
+                bias=first.args[2].target,
+                kind=LAYERS[first.target],
+                calls=tuple(n.name for n in nodes),
+                shape=shape,
+                groups=groups,
+                macs=macs,
+            )
+        )
+    return tuple(found), tuple(dict.fromkeys(skipped))
+
+
+def _owner(node: Node) -> str:
+    """The canonical name of the layer a node calls: its parameter's name, else its own."""
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            return str(source.target).removesuffix(".weight")
+    return node.name
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(name == p or (p.endswith(".") and name.startswith(p)) for p in patterns)
+
+
+def fused_activation(node: Node) -> Node | None:
+    """The clip that alone reads `node`, which the runtime folds into it; else None."""
+    if len(node.users) == 1:
+        reader = next(iter(node.users))
+        if reader.target in CLIPS:
+            return reader
+    return None
+
+
+def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
+    """Which values live in 8 bits between operations, and which share a grid.
+
+    A value does when a quantized layer reads it, when a convolution produces it (the runtime fuses
+    a convolution only with a quantized output), or when it lies on a path of integer operations
+    that ends at such a value. Values that only reach the output, or only float operations (GELU,
+    layer normalization), stay float.
+    """
+    quantized_calls = {name for layer in layers for name in layer.calls}
+    nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function")]
+    carries = [n for n in nodes if n.meta.get("is_float")]
+    need: set[Node] = set()
+
+    def wanted_by(reader: Node, value: Node) -> bool:
+        if reader.name in quantized_calls:
+            return reader.args[0] is value
+        if reader.target in INTEGER or reader.target in VALUE_PRESERVING or reader.target in CLIPS:
+            return _result(reader) in need
+        return False
+
+    for node in reversed(carries):
+        if _absorbed(node):
+            continue
+        producer = _producer(node)
+        from_layer = producer.name in quantized_calls and producer.target is not aten.linear.default
+        leaves_only = all(u.op == "output" for u in node.users)
+        if any(wanted_by(u, node) for u in node.users) or (from_layer and not leaves_only):
+            need.add(node)
+    for node in carries:  # a reshape of a quantized value costs nothing to keep quantized
+        if node.target in VALUE_PRESERVING and node.args[0] in need:
+            if any(u.op != "output" for u in node.users):
+                need.add(node)
+    group = {n: i for i, n in enumerate(carries)}
+
+    def find(n: Node) -> int:
+        return group[n]
+
+    def tie(a: Node, b: Node) -> None:
+        old, new = sorted((group[a], group[b]), reverse=True)
+        for n, g in group.items():
+            if g == old:
+                group[n] = new
+
+    for node in carries:
+        if node not in need:
+            continue
+        if node.target in VALUE_PRESERVING and node.args[0] in need:
+            tie(node, node.args[0])
+        if node.target is aten.cat.default:
+            sources = [s for s in node.args[0] if s in need]
+            if len({_nonnegative(s) for s in sources}) == 1:  # a signed tensor would unfuse ReLUs
+                for source in sources:
+                    tie(node, source)
+    ids = {g: i for i, g in enumerate(sorted({find(n) for n in need}))}
+    zero = {g: True for g in ids}
+    for node in need:
+        if node.target in VALUE_PRESERVING and node.args[0] in need:
+            continue  # as its source, which is of the same group
+        zero[find(node)] &= _nonnegative(node)
+    top = dict.fromkeys(ids, math.inf)
+    for node in need:
+        top[find(node)] = min(top[find(node)], _ceiling(node))
+    return tuple(
+        Edge(n.name, ids[find(n)], n.meta["row_shape"], zero[find(n)], top[find(n)])
+        for n in carries
+        if n in need
+    )
+
+
+def _ceiling(node: Node) -> float:
+    if node.target is aten.relu6.default:
+        return 6.0
+    if node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) > 2:
+        high = node.args[2]
+        return math.inf if high is None else float(high)  # type: ignore[arg-type]
+    return math.inf
+
+
+def _absorbed(node: Node) -> bool:
+    """Whether a runtime folds the clip after `node` into it, so that `node` itself is no edge."""
+    if node.target in LAYERS or node.target is aten.add.Tensor:
+        return fused_activation(node) is not None
+    return False
+
+
+def _result(reader: Node) -> Node:
+    return (fused_activation(reader) or reader) if _absorbed(reader) else reader
+
+
+def _producer(node: Node) -> Node:
+    """The operation whose result `node` is, looking through a folded clip."""
+    if node.target in CLIPS and isinstance(node.args[0], Node) and _absorbed(node.args[0]):
+        return node.args[0]
+    return node
+
+
+def _nonnegative(node: Any) -> bool:
+    if is_clip_at_zero(node) or node.target in (aten.sigmoid.default, aten.softmax.int):
+        return True
+    if node.target is aten.cat.default:
+        return all(_nonnegative(source) for source in node.args[0])
+    if node.target in (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim):
+        return _nonnegative(node.args[0])
+    if node.target in VALUE_PRESERVING:
+        return _nonnegative(node.args[0])
+    return False

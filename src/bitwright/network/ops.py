@@ -1,0 +1,183 @@
+"""The ATen operations this library knows by name, in one table.
+
+An operation that is not here still runs, in float; only what is here can be quantized, fused or
+tied. Names are `torch.ops.aten` overloads as `torch.export` emits them.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+#: call target -> kind of a layer whose weight can be quantized
+LAYERS: dict[Any, str] = {
+    aten.conv1d.default: "conv1d",
+    aten.conv2d.default: "conv2d",
+    aten.linear.default: "linear",
+}
+
+#: layer types with weights that have no quantized form here yet
+UNSUPPORTED: dict[Any, str] = {
+    aten.conv1d.padding: "conv1d with string padding",
+    aten.conv2d.padding: "conv2d with string padding",
+    aten.conv3d.default: "conv3d",
+    aten.conv3d.padding: "conv3d with string padding",
+    aten.conv_transpose1d.default: "conv_transpose1d",
+    aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.conv_transpose3d.input: "conv_transpose3d",
+    aten.embedding.default: "embedding",
+    aten.embedding_bag.default: "embedding_bag",
+    aten.bilinear.default: "bilinear",
+    aten.lstm.input: "lstm",
+    aten.gru.input: "gru",
+    aten.rnn_tanh.input: "rnn",
+    aten.rnn_relu.input: "rnn",
+}
+
+#: the output holds only values of the first input (or zero): it lives on the input's grid
+VALUE_PRESERVING = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.slice.Tensor,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.expand.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.select.int,
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.pad.default,
+    aten.constant_pad_nd.default,
+    aten.adaptive_max_pool2d.default,
+    aten.channel_shuffle.default,
+}
+
+#: nothing happens in evaluation mode: these nodes are removed at capture
+IDENTITY = {
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+}
+
+#: activations a runtime folds into the quantized operation before them
+CLIPS = {
+    aten.relu.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+}
+
+#: operations with integer kernels in the runtime, when inputs and output are quantized
+INTEGER = {
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.avg_pool1d.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.mean.dim,
+    aten.cat.default,
+}
+
+#: what a stored program may call besides the tables above: pure functions only, so that a file
+#: can compute but never read, write or allocate at will
+ELEMENTWISE = {
+    aten.batch_norm.default,
+    aten.layer_norm.default,
+    aten.group_norm.default,
+    aten.instance_norm.default,
+    aten.rms_norm.default,
+    aten.softmax.int,
+    aten.log_softmax.int,
+    aten.sigmoid.default,
+    aten.tanh.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.mish.default,
+    aten.elu.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.leaky_relu.default,
+    aten.prelu.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.softplus.default,
+    aten.exp.default,
+    aten.log.default,
+    aten.sqrt.default,
+    aten.rsqrt.default,
+    aten.pow.Tensor_Scalar,
+    aten.neg.default,
+    aten.abs.default,
+    aten.add.Scalar,
+    aten.sub.Tensor,
+    aten.sub.Scalar,
+    aten.rsub.Scalar,
+    aten.mul.Scalar,
+    aten.div.Tensor,
+    aten.div.Scalar,
+    aten.matmul.default,
+    aten.bmm.default,
+    aten.scaled_dot_product_attention.default,
+    aten.sum.dim_IntList,
+    aten.mean.default,
+    aten.amax.default,
+    aten.adaptive_avg_pool1d.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+    aten.stack.default,
+    aten.pixel_shuffle.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.masked_fill.Scalar,
+    aten.where.self,
+    aten.eq.Scalar,
+    aten.to.dtype,
+    aten.sym_size.int,
+}
+
+PYTHON = {
+    operator.getitem,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.floordiv,
+    operator.truediv,
+}
+
+
+def is_clip_at_zero(node: Node) -> bool:
+    """Whether `node` clips at zero from below, so that a zero point of 0 makes it free."""
+    if node.target in (aten.relu.default, aten.relu6.default):
+        return True
+    if node.target in (aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default):
+        return len(node.args) > 1 and node.args[1] == 0
+    return False
+
+
+def is_mean_over_space(node: Node) -> bool:
+    """Whether `node` averages a whole image: adaptive pooling to 1, or a mean over axes 2 and 3."""
+    if node.target is aten.adaptive_avg_pool2d.default:
+        size = node.args[1]
+        return list(size) == [1, 1] if isinstance(size, list | tuple) else size == 1
+    if node.target is aten.mean.dim and isinstance(node.args[1], list | tuple):
+        return sorted(int(d) % 4 for d in node.args[1]) == [2, 3]  # type: ignore[call-overload]
+    return False

@@ -1,0 +1,32 @@
+"""Grids, rounding, activation ranges and correction: from a plan to a quantized network."""
+
+from bitwright.quantize.activations import EdgeGrid, calibrate
+from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
+from bitwright.quantize.scores import channel_problem, layer_ties, plan_bits, trace_order
+from bitwright.quantize.simulate import simulate
+from bitwright.quantize.weights import (
+    QuantizedLayer,
+    WeightTable,
+    mean_bits,
+    round_weights,
+    weight_tables,
+)
+
+__all__ = [
+    "EdgeGrid",
+    "Quantized",
+    "QuantizedLayer",
+    "WeightTable",
+    "calibrate",
+    "channel_problem",
+    "correct",
+    "float_outputs",
+    "layer_ties",
+    "mean_bits",
+    "plan_bits",
+    "round_weights",
+    "rows_that_fit",
+    "simulate",
+    "trace_order",
+    "weight_tables",
+]

@@ -1,0 +1,138 @@
+"""Grids of the edges: unsigned 8 bits with the least squared error on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from bitwright.network import Network, batches, run
+
+LEVELS = 255
+_BINS = 4096
+
+
+@dataclass(frozen=True)
+class EdgeGrid:
+    """`x ≈ scale · (q − zero)`, q in 0..255; scale is a float32 number."""
+
+    scale: float
+    zero: int
+
+
+def fake_quantize(x: Tensor, grid: EdgeGrid) -> Tensor:
+    """`scale · (clip(round(x/scale) + zero, 0, 255) − zero)`."""
+    q = (x / grid.scale).round_().add_(grid.zero).clamp_(0, LEVELS)
+    return q.sub_(grid.zero).mul_(grid.scale)
+
+
+def calibrate(
+    network: Network,
+    x: Tensor,
+    *,
+    constants: dict[str, Tensor] | None = None,
+    chunk: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> dict[int, EdgeGrid]:
+    """One grid for each group of tied edges, from two passes over `x`.
+
+    The first pass finds the range, the second a histogram of 4,096 bins over it; the clipping range
+    within it with the least squared error (rounding inside, clipping outside) is taken. Zero is
+    always a level, exactly: padding and ReLU need it.
+
+    Args:
+        network: captured network.
+        x: [n, ...] calibration rows.
+        constants: quantized weights to calibrate with, instead of the float ones.
+        chunk: rows in a pass.
+        progress: called with the finished fraction.
+    """
+    group = {e.name: e.group for e in network.edges}
+    edges = {e.group: e for e in network.edges}
+    low: dict[int, float] = {}
+    high: dict[int, float] = {}
+
+    def note_range(g: int, value: Tensor) -> None:
+        low[g] = min(low.get(g, 0.0), float(value.min()))
+        high[g] = max(high.get(g, 0.0), float(value.max()))
+
+    counts: dict[int, np.ndarray] = {}
+
+    def note_counts(g: int, value: Tensor) -> None:
+        hist = torch.histc(value.float(), _BINS, low[g], max(high[g], low[g] + 1e-12))
+        counts[g] = counts.get(g, np.zeros(_BINS)) + hist.double().numpy()
+
+    pieces = batches(x, chunk)
+    for step, note in enumerate((note_range, note_counts)):
+        for i, rows in enumerate(pieces):
+            _visit(network, rows, group, note, constants)
+            if progress:
+                progress((step * len(pieces) + i + 1) / (2 * len(pieces)))
+    return {
+        g: choose(counts[g], low[g], high[g], edges[g].at_zero, edges[g].ceiling)
+        for g in sorted(counts)
+    }
+
+
+def _visit(
+    network: Network,
+    rows: Tensor,
+    group: dict[str, int],
+    note: Callable[[int, Tensor], None],
+    constants: dict[str, Tensor] | None,
+) -> None:
+    def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.name in group:
+            note(group[node.name], value)
+        return value
+
+    def enter(node: Node, value: Tensor) -> Tensor:
+        if node.name in group:
+            note(group[node.name], value)
+        return value
+
+    with torch.no_grad():
+        run(network.module, rows, call, enter=enter, constants=constants)
+
+
+def choose(
+    counts: np.ndarray, low: float, high: float, at_zero: bool, ceiling: float = np.inf
+) -> EdgeGrid:
+    """The grid with the least squared error for a histogram over [low, high] (with 0 inside).
+
+    Args:
+        counts: float64 [bins].
+        low, high: range of the histogram; `low <= 0 <= high`.
+        at_zero: force zero point 0 (nothing below zero is kept).
+        ceiling: the grid's largest value may not pass it.
+    """
+    if high - low < 1e-12:
+        return EdgeGrid(1.0, 0 if at_zero else 128)
+    centres = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
+    fractions = np.concatenate([np.linspace(0.2, 0.6, 9), np.linspace(0.64, 1.0, 19)])
+    lows = [0.0] if at_zero or low == 0 else [low * f for f in fractions]
+    best = (np.inf, EdgeGrid(1.0, 0))
+    for bottom in lows:
+        for top in [high * f for f in fractions] if high > 0 else [0.0]:
+            grid = make_grid(bottom, min(top, ceiling))
+            if grid.scale * (LEVELS - grid.zero) > ceiling:
+                below = np.nextafter(np.float32(grid.scale), np.float32(0))
+                grid = EdgeGrid(float(below), grid.zero)
+            q = np.clip(np.rint(centres / grid.scale) + grid.zero, 0, LEVELS)
+            error = float((counts * (grid.scale * (q - grid.zero) - centres) ** 2).sum())
+            if error < best[0]:
+                best = (error, grid)
+    return best[1]
+
+
+def make_grid(low: float, high: float) -> EdgeGrid:
+    """The grid over [low, high] (extended to hold 0) whose zero is a level."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32(max(high - low, 1e-12) / LEVELS))
+    return EdgeGrid(scale, int(np.clip(np.rint(-low / scale), 0, LEVELS)))
