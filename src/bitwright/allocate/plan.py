@@ -1,0 +1,124 @@
+"""A plan: the choice made for every item, with what it costs and is predicted to lose."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitwright.allocate.problem import Problem
+from bitwright.errors import BitwrightError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Widths of all items.
+
+    Attributes:
+        method: what chose them.
+        names: n items.
+        choices: m widths.
+        choice: int64 [n], index into `choices`.
+        cost: total, in bits.
+        loss: predicted total.
+        budget: the bound it was made for, in bits.
+    """
+
+    method: str
+    names: tuple[str, ...]
+    choices: tuple[int, ...]
+    choice: np.ndarray
+    cost: int
+    loss: float
+    budget: int
+
+    @property
+    def bits(self) -> np.ndarray:
+        """int64 [n]."""
+        return np.asarray(self.choices, dtype=np.int64)[self.choice]
+
+    @property
+    def key(self) -> bytes:
+        """What tells two plans of one problem apart."""
+        return np.asarray(self.choice, dtype=np.uint8).tobytes()
+
+
+def make_plan(problem: Problem, choice: np.ndarray, method: str) -> Plan:
+    """The plan of a choice vector, priced; refuses what breaks a tie, a bound or the budget."""
+    choice = np.asarray(choice, dtype=np.int64)
+    rows = np.arange(len(choice))
+    cost = int(problem.cost[rows, choice].sum())
+    if cost > problem.budget:
+        raise ValueError(f"{method}: cost {cost} exceeds the budget {problem.budget}")
+    if not problem.allowed[rows, choice].all():
+        raise ValueError(f"{method}: a choice that is not allowed")
+    _, first, group = np.unique(problem.tie, return_index=True, return_inverse=True)
+    if (choice != choice[first][group]).any():
+        raise ValueError(f"{method}: tied items differ")
+    loss = float(problem.loss[rows, choice].sum())
+    return Plan(method, problem.names, problem.choices, choice, cost, loss, problem.budget)
+
+
+def to_json(plan: Plan) -> str:
+    """Versioned JSON; widths are listed in the order of items, run-length free and readable."""
+    layers: dict[str, list[int]] = {}
+    for name, bits in zip(plan.names, plan.bits.tolist(), strict=True):
+        layers.setdefault(name.rpartition("[")[0] or name, []).append(bits)
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "method": plan.method,
+            "choices": list(plan.choices),
+            "cost_bits": plan.cost,
+            "predicted_loss": plan.loss,
+            "budget_bits": plan.budget,
+            "bits": layers,
+        },
+        indent=1,
+    )
+
+
+def from_json(text: str, problem: Problem) -> Plan:
+    """A stored (or edited) plan, priced again on `problem`.
+
+    Raises:
+        BitwrightError: not a plan, of another schema, or for other layers.
+    """
+    try:
+        found: Any = json.loads(text)
+        if found["schema"] != SCHEMA:
+            raise BitwrightError(f"plan schema {found['schema']}; this version reads {SCHEMA}")
+        layers = {str(k): [int(b) for b in v] for k, v in found["bits"].items()}
+        method, budget = str(found["method"]), int(found["budget_bits"])
+    except BitwrightError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BitwrightError(f"the plan cannot be read: {type(error).__name__} {error}") from error
+    bits: list[int] = []
+    expected: dict[str, int] = {}
+    for name in problem.names:
+        layer = name.rpartition("[")[0] or name
+        expected[layer] = expected.get(layer, 0) + 1
+    for layer, count in expected.items():
+        if len(layers.get(layer, [])) != count:
+            raise BitwrightError(
+                f"the plan lists {len(layers.get(layer, []))} channels for layer {layer!r}, "
+                f"the model has {count}"
+            )
+        bits += layers[layer]
+    place = {b: i for i, b in enumerate(problem.choices)}
+    strange = sorted({b for b in bits if b not in place})
+    if strange:
+        raise BitwrightError(f"the plan uses widths {strange}; possible are {problem.choices}")
+    choice = np.array([place[b] for b in bits])
+    cost = int(problem.cost[np.arange(len(choice)), choice].sum())
+    if cost > budget:
+        raise BitwrightError(f"the plan costs {cost} bits, over its own budget of {budget}")
+    try:
+        return make_plan(problem.with_budget(budget), choice, method)
+    except ValueError as error:
+        raise BitwrightError(f"the plan does not fit the problem: {error}") from error

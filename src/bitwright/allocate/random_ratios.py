@@ -1,0 +1,49 @@
+"""The yardstick of CW-HAWQ: ratios drawn at random around the same start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bitwright.allocate.plan import Plan
+from bitwright.allocate.problem import Problem
+from bitwright.allocate.ratios import ratios_of
+from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchResult
+
+
+def starting_ratios(problem: Problem, start: Plan | None) -> np.ndarray:
+    """The start plan's ratios, every width kept possible; equal shares without one."""
+    m = len(problem.choices)
+    if start is None:
+        return np.full(m, 1 / m)
+    return (ratios_of(problem, start) + 0.01) / (1 + 0.01 * m)
+
+
+def random_actions(m: int, count: int, seed: int) -> np.ndarray:
+    """float64 [count, m], uniform in [−1, 1]; the first is zero: the start itself."""
+    actions = np.random.default_rng(seed).uniform(-1, 1, (count, m))
+    actions[:1] = 0.0
+    return actions
+
+
+def random_ratios(
+    problem: Problem,
+    order: np.ndarray,
+    evaluate: Evaluate,
+    *,
+    evaluations: int = 150,
+    seed: int = 0,
+    start: Plan | None = None,
+    log: Path | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+) -> SearchResult:
+    """The best of `evaluations` random ratios; arguments as for :func:`cw_hawq`."""
+    ratios = starting_ratios(problem, start)
+    run = Evaluator(problem, order, ratios, evaluate, log, on_evaluation, "random-ratios")
+    for action in random_actions(len(problem.choices), 20 * evaluations, seed):
+        if len(run.history) >= evaluations:
+            break
+        run.action(action)
+    return run.result()

@@ -1,0 +1,121 @@
+"""What searches by evaluation share: a cache, a log that a killed run continues from, a history."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bitwright.allocate.plan import Plan
+from bitwright.allocate.problem import Problem
+from bitwright.allocate.ratios import plan_from_ratios
+from bitwright.errors import BitwrightError
+
+Evaluate = Callable[[Plan], float]
+
+#: an action of ±1 multiplies a ratio by e^±SPAN before tilting
+SPAN = 3.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated plan: the action that led to it, its value, and the best value so far."""
+
+    index: int
+    action: tuple[float, ...]
+    value: float
+    best: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best plan a search evaluated."""
+
+    plan: Plan
+    value: float
+    history: tuple[Evaluation, ...]
+
+
+@dataclass
+class Evaluator:
+    """Turns actions into plans and plans into values, at most once each.
+
+    An action `a ∈ [−1, 1]^m` stands for the ratios `start_j · exp(SPAN · a_j)`, tilted to the
+    budget. Every new value is appended to the log before anything is made of it; a run that starts
+    with a log takes its values from there, so that a killed search replays to where it was.
+    """
+
+    problem: Problem
+    order: np.ndarray
+    start: np.ndarray
+    evaluate: Evaluate
+    log: Path | None = None
+    on_evaluation: Callable[[Evaluation], None] | None = None
+    method: str = "cw-hawq"
+    history: list[Evaluation] = field(default_factory=list)
+    best: tuple[float, Plan] | None = None
+    _values: dict[bytes, float] = field(default_factory=dict)
+    _replay: list[tuple[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.log is not None and self.log.exists():
+            self._replay = _read_log(self.log)
+
+    def action(self, action: np.ndarray) -> float:
+        """The value of an action's plan."""
+        ratios = self.start * np.exp(SPAN * np.clip(action, -1, 1))
+        plan = plan_from_ratios(self.problem, self.order, ratios, self.method)
+        return self.plan(plan, tuple(float(a) for a in action))
+
+    def plan(self, plan: Plan, action: tuple[float, ...] = ()) -> float:
+        """The value of a plan; a plan seen before costs no evaluation."""
+        known = self._values.get(plan.key)
+        if known is not None:
+            return known
+        key = hashlib.sha256(plan.key).hexdigest()[:16]
+        index = len(self.history)
+        if index < len(self._replay):
+            logged, value = self._replay[index]
+            if logged != key:
+                raise BitwrightError(
+                    f"{self.log} was written by another search (evaluation {index} differs); "
+                    "delete it to start over"
+                )
+        else:
+            value = float(self.evaluate(plan))
+            if self.log is not None:
+                with self.log.open("a") as file:
+                    line = {"index": index, "plan": key, "action": action, "value": value.hex()}
+                    file.write(json.dumps(line) + "\n")
+        self._values[plan.key] = value
+        if self.best is None or value < self.best[0]:
+            self.best = (value, plan)
+        self.history.append(Evaluation(index, action, value, self.best[0]))
+        if self.on_evaluation:
+            self.on_evaluation(self.history[-1])
+        return value
+
+    def result(self) -> SearchResult:
+        """The best of all."""
+        assert self.best is not None
+        return SearchResult(self.best[1], self.best[0], tuple(self.history))
+
+
+def _read_log(path: Path) -> list[tuple[str, float]]:
+    """Finished lines of a log; a last line cut off by a kill is dropped, on disk as well."""
+    entries, good = [], []
+    for line in path.read_text().splitlines():
+        try:
+            found = json.loads(line)
+            if found["index"] != len(entries):
+                break
+            entries.append((str(found["plan"]), float.fromhex(found["value"])))
+            good.append(line)
+        except (ValueError, KeyError, TypeError):
+            break
+    path.write_text("".join(line + "\n" for line in good))
+    return entries
