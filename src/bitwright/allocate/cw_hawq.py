@@ -4,14 +4,16 @@ Channels are ordered by Hessian trace; the agent chooses which share of the weig
 width; widths are handed out down the order. Only the paper's abstract is known to us: state,
 action, reward and networks below are **our reconstruction**.
 
-- Episode: one step, one plan. State: the (constant) starting ratios.
-- Action: a ∈ [−1, 1]^m, ratios `start_j · exp(3 a_j)`, tilted to meet the budget.
-- Reward: `log KL(start) − log KL(plan)` of the corrected network on held-out images.
-- Agent: stable-baselines3 DDPG, two hidden layers of 64, Gaussian noise that shrinks over the run.
+- State: the log-ratios of the best plan so far, relative to the start, without the two directions
+  that the budget takes away (a common factor, and a tilt along the bits).
+- Action: a step from there, a ∈ [−1, 1]^m; the new ratios are tilted to meet the budget.
+- Reward: `log KL(best so far) − log KL(new)` of the corrected network on held-out images; a better
+  plan becomes the next state.
+- Agent: stable-baselines3 DDPG, two hidden layers of 64, discount 0 (a step is judged by what it
+  gains now), Gaussian noise that shrinks over the run.
 
-With one-step episodes the critic is a regression of the reward on the ratios, and the actor climbs
-it: in seven dimensions that needs some hundred evaluations, where a choice per channel would need
-a state for each of thousands.
+The states are points of a space of six dimensions for eight widths, whatever the network: the
+paper's "number of states is much smaller" than with a choice for each layer or channel.
 """
 
 from __future__ import annotations
@@ -29,37 +31,52 @@ import torch
 
 from bitwright.allocate.plan import Plan
 from bitwright.allocate.problem import Problem
-from bitwright.allocate.random_ratios import random_actions, starting_ratios
+from bitwright.allocate.random_ratios import random_points, starting_ratios
 from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchResult
 
+#: first points, shared with random search; steps are small against the whole range
 _WARM_UP = 24
-_NOISE = (0.5, 0.05)
-_STEPS = 40
+_RADIUS = 0.25
+_NOISE = (0.8, 0.3)
+_TRAIN_STEPS = 30
+#: a plan e² times worse than the best is simply bad: its reward is cut off here
+_WORST = -2.0
 
 
 class RatioEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
-    """One step an episode: an action of ratios, answered with the log of the improvement."""
+    """A walk over ratios: a step is an evaluation, a better plan is the next state."""
 
-    def __init__(self, run: Evaluator, first: float) -> None:
+    def __init__(self, run: Evaluator) -> None:
         m = len(run.start)
-        self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (m,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (m,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (m,), np.float32)
         self.run = run
-        self.first = first
+        self.place = np.zeros(m)
+        self.value = run.point(self.place)
+        bits = np.array(run.problem.choices, dtype=float)
+        self._free = np.linalg.qr(np.stack([np.ones(m), bits], axis=1))[0]
 
-    def _state(self) -> np.ndarray:
-        return self.run.start.astype(np.float32)
+    def canonical(self, point: np.ndarray) -> np.ndarray:
+        """`point` without the directions that normalizing and tilting undo, in [−1, 1]."""
+        return np.clip(point - self._free @ (self._free.T @ point), -1, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """The constant state."""
+        """The best place so far."""
         super().reset(seed=seed)
-        return self._state(), {}
+        return self.place.astype(np.float32), {}
+
+    def visit(self, point: np.ndarray) -> float:
+        """Evaluate a point; move there if it is better. Returns the reward."""
+        value = self.run.point(point)
+        reward = float(np.log(max(self.value, 1e-12)) - np.log(max(value, 1e-12)))
+        if value < self.value:
+            self.place, self.value = point, value
+        return max(reward, _WORST)
 
     def step(self, action: np.ndarray) -> Any:
-        """Evaluate the action's plan."""
-        value = self.run.action(np.asarray(action, dtype=np.float64))
-        reward = float(np.log(max(self.first, 1e-12)) - np.log(max(value, 1e-12)))
-        return self._state(), reward, True, False, {}
+        """A step of `_RADIUS` times the action."""
+        reward = self.visit(self.canonical(self.place + _RADIUS * np.asarray(action, float)))
+        return self.place.astype(np.float32), reward, False, False, {}
 
 
 def cw_hawq(
@@ -96,9 +113,10 @@ def cw_hawq(
     m = len(problem.choices)
     if start is not None:
         run.plan(start)
-    actions = random_actions(m, evaluations, seed)
-    first = run.action(actions[0])
-    env = RatioEnvironment(run, first)
+    env = RatioEnvironment(run)
+    for point in random_points(m, min(_WARM_UP, evaluations // 4), seed)[1:]:
+        env.visit(env.canonical(point))
+    rng = np.random.default_rng(seed + 1)
     with _own_generators(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         agent = DDPG(
@@ -106,38 +124,30 @@ def cw_hawq(
             env,
             learning_rate=1e-3,
             buffer_size=4096,
-            learning_starts=0,
             batch_size=64,
             gamma=0.0,
             tau=0.05,
-            train_freq=1,
-            gradient_steps=_STEPS,
-            action_noise=NormalActionNoise(np.zeros(m), np.full(m, _NOISE[0])),
             policy_kwargs={"net_arch": [64, 64]},
             seed=seed,
             device="cpu",
         )
         agent._setup_learn(total_timesteps=1)
-        state = env._state()[None]
-        rng = np.random.default_rng(seed + 1)
-        attempts = 0
-        while len(run.history) < evaluations and attempts < 20 * evaluations:
-            if attempts < min(_WARM_UP, evaluations // 2):
-                action = actions[attempts].astype(np.float32)
-            else:
-                mean = agent.predict(state[0], deterministic=True)[0]
-                done = len(run.history) / evaluations
-                spread = _NOISE[0] * (_NOISE[1] / _NOISE[0]) ** done
-                # a plan met again is free, so noise must grow until something new is met
-                spread = min(1.0, spread * 1.05 ** (attempts - len(run.history)))
-                action = np.clip(mean + rng.normal(0, spread, m), -1, 1).astype(np.float32)
-            _, reward, _, _, _ = env.step(action)
+        for attempt in range(20 * evaluations):
+            if len(run.history) >= evaluations:
+                break
+            state, _ = env.reset()
+            mean, _ = agent.predict(state, deterministic=True)
+            progress = len(run.history) / evaluations
+            spread = _NOISE[0] * (_NOISE[1] / _NOISE[0]) ** progress
+            # a plan met again is free: more noise until something new is met
+            spread *= 1.02 ** (attempt - len(run.history) + _WARM_UP)
+            action = np.clip(mean + rng.normal(0, spread, m), -1, 1).astype(np.float32)
+            after, reward, _, _, _ = env.step(action)
             agent.replay_buffer.add(
-                state, state, action[None], np.array([reward]), np.array([True]), [{}]
+                state[None], after[None], action[None], np.array([reward]), np.array([False]), [{}]
             )
-            attempts += 1
-            if attempts >= 8:
-                agent.train(gradient_steps=_STEPS, batch_size=64)
+            if attempt >= 8:
+                agent.train(gradient_steps=_TRAIN_STEPS, batch_size=64)
     return run.result()
 
 

@@ -21,11 +21,11 @@ def starting_ratios(problem: Problem, start: Plan | None) -> np.ndarray:
     return (ratios_of(problem, start) + 0.01) / (1 + 0.01 * m)
 
 
-def random_actions(m: int, count: int, seed: int) -> np.ndarray:
+def random_points(m: int, count: int, seed: int) -> np.ndarray:
     """float64 [count, m], uniform in [−1, 1]; the first is zero: the start itself."""
-    actions = np.random.default_rng(seed).uniform(-1, 1, (count, m))
-    actions[:1] = 0.0
-    return actions
+    points = np.random.default_rng(seed).uniform(-1, 1, (count, m))
+    points[:1] = 0.0
+    return points
 
 
 def random_ratios(
@@ -42,8 +42,8 @@ def random_ratios(
     """The best of `evaluations` random ratios; arguments as for :func:`cw_hawq`."""
     ratios = starting_ratios(problem, start)
     run = Evaluator(problem, order, ratios, evaluate, log, on_evaluation, "random-ratios")
-    for action in random_actions(len(problem.choices), 20 * evaluations, seed):
+    for point in random_points(len(problem.choices), 20 * evaluations, seed):
         if len(run.history) >= evaluations:
             break
-        run.action(action)
+        run.point(point)
     return run.result()

@@ -17,16 +17,16 @@ from bitwright.errors import BitwrightError
 
 Evaluate = Callable[[Plan], float]
 
-#: an action of ±1 multiplies a ratio by e^±SPAN before tilting
-SPAN = 3.0
+#: a coordinate of ±1 multiplies a ratio by e^±SPAN before tilting: any width can all but vanish
+SPAN = 5.0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated plan: the action that led to it, its value, and the best value so far."""
+    """One evaluated plan: the point it came from, its value, and the best value so far."""
 
     index: int
-    action: tuple[float, ...]
+    point: tuple[float, ...]
     value: float
     best: float
 
@@ -42,9 +42,9 @@ class SearchResult:
 
 @dataclass
 class Evaluator:
-    """Turns actions into plans and plans into values, at most once each.
+    """Turns points into plans and plans into values, at most once each.
 
-    An action `a ∈ [−1, 1]^m` stands for the ratios `start_j · exp(SPAN · a_j)`, tilted to the
+    A point `p ∈ [−1, 1]^m` stands for the ratios `start_j · exp(SPAN · p_j)`, tilted to the
     budget. Every new value is appended to the log before anything is made of it; a run that starts
     with a log takes its values from there, so that a killed search replays to where it was.
     """
@@ -65,13 +65,13 @@ class Evaluator:
         if self.log is not None and self.log.exists():
             self._replay = _read_log(self.log)
 
-    def action(self, action: np.ndarray) -> float:
-        """The value of an action's plan."""
-        ratios = self.start * np.exp(SPAN * np.clip(action, -1, 1))
+    def point(self, point: np.ndarray) -> float:
+        """The value of a point's plan."""
+        ratios = self.start * np.exp(SPAN * np.clip(point, -1, 1))
         plan = plan_from_ratios(self.problem, self.order, ratios, self.method)
-        return self.plan(plan, tuple(float(a) for a in action))
+        return self.plan(plan, tuple(float(p) for p in point))
 
-    def plan(self, plan: Plan, action: tuple[float, ...] = ()) -> float:
+    def plan(self, plan: Plan, point: tuple[float, ...] = ()) -> float:
         """The value of a plan; a plan seen before costs no evaluation."""
         known = self._values.get(plan.key)
         if known is not None:
@@ -89,12 +89,12 @@ class Evaluator:
             value = float(self.evaluate(plan))
             if self.log is not None:
                 with self.log.open("a") as file:
-                    line = {"index": index, "plan": key, "action": action, "value": value.hex()}
+                    line = {"index": index, "plan": key, "point": point, "value": value.hex()}
                     file.write(json.dumps(line) + "\n")
         self._values[plan.key] = value
         if self.best is None or value < self.best[0]:
             self.best = (value, plan)
-        self.history.append(Evaluation(index, action, value, self.best[0]))
+        self.history.append(Evaluation(index, point, value, self.best[0]))
         if self.on_evaluation:
             self.on_evaluation(self.history[-1])
         return value

@@ -1,0 +1,172 @@
+"""What the user asked for, checked once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitwright.errors import BitwrightError
+from bitwright.network import Network
+from bitwright.pipeline.budget import Budget, parse_budget
+from bitwright.quantize.scores import WIDTHS
+
+METHODS = ("channels", "cw-hawq", "layers", "uniform")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a run; each changes the result, and so the key of what it touches.
+
+    Attributes:
+        budget: bound on size; None when `max_kl` or `max_drop` decides.
+        method: one of :data:`METHODS`.
+        activations: 8, or None for float.
+        epochs: of fine-tuning.
+        seed: of every random choice.
+        max_kl: largest divergence on held-out calibration rows, nats.
+        max_drop: largest loss of the metric there, in points (1 point = 0.01).
+        overrides: layer patterns -> bounds; see :func:`apply_overrides`.
+        skip: layers left in float.
+        evaluations: plans CW-HAWQ evaluates.
+        calibration_rows: used at most.
+    """
+
+    budget: Budget | None = field(default_factory=lambda: parse_budget("3bit"))
+    method: str = "channels"
+    activations: int | None = 8
+    epochs: int = 0
+    seed: int = 0
+    max_kl: float | None = None
+    max_drop: float | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    evaluations: int = 150
+    calibration_rows: int = 1024
+
+
+def check_settings(settings: Settings) -> Settings:
+    """Refuse what cannot be meant.
+
+    Raises:
+        BitwrightError: names the option and what it may be.
+    """
+    if settings.method not in METHODS:
+        raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
+    if settings.activations not in (8, None):
+        raise BitwrightError(f"activations must be 8 or float, not {settings.activations}")
+    goals = [
+        name
+        for name, value in (
+            ("--budget", settings.budget),
+            ("--max-kl", settings.max_kl),
+            ("--max-drop", settings.max_drop),
+        )
+        if value is not None
+    ]
+    if len(goals) != 1:
+        raise BitwrightError(
+            f"give one of --budget, --max-kl, --max-drop, not {' and '.join(goals) or 'none'}"
+        )
+    for name, value in (("--max-kl", settings.max_kl), ("--max-drop", settings.max_drop)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise BitwrightError(f"{name} must be a positive number, not {value}")
+    if settings.epochs < 0:
+        raise BitwrightError(f"--epochs must be 0 or more, not {settings.epochs}")
+    if settings.evaluations < 4:
+        raise BitwrightError(f"--evaluations must be at least 4, not {settings.evaluations}")
+    return settings
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """A YAML file of layer patterns.
+
+    ```yaml
+    stem: float            # leave in float
+    head: 8                # exactly 8 bits
+    "re:blocks\\\\.4\\\\..*": {min: 2, max: 4}
+    ties: [[blocks.0.conv2, blocks.1.conv2]]   # one width for all their channels
+    ```
+
+    Raises:
+        BitwrightError: not readable, or not such a mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BitwrightError(f"there is no overrides file {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise BitwrightError(f"{path} is not YAML: {first}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise BitwrightError(f"{path} must map layer names to bounds")
+    return {str(k): v for k, v in found.items()}
+
+
+def float_layers(overrides: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """Layers that overrides leave in float."""
+    return tuple(
+        name
+        for pattern, bound in overrides.items()
+        if bound == "float"
+        for name in _matching(pattern, names)
+    )
+
+
+def apply_overrides(
+    overrides: Mapping[str, Any], network: Network
+) -> tuple[dict[str, tuple[int, ...]], list[list[str]]]:
+    """Allowed widths of the layers that have bounds, and groups of layers tied to one width.
+
+    Raises:
+        BitwrightError: a pattern that matches nothing, or bounds that leave nothing.
+    """
+    names = [layer.name for layer in network.layers]
+    allowed: dict[str, tuple[int, ...]] = {}
+    ties: list[list[str]] = []
+    for pattern, bound in overrides.items():
+        if pattern == "ties":
+            for group in bound if isinstance(bound, list) else []:
+                ties.append([n for p in group for n in _matching(str(p), names)])
+            continue
+        if bound == "float":
+            continue
+        if isinstance(bound, int) and not isinstance(bound, bool):
+            bound = {"min": bound, "max": bound}
+        if not isinstance(bound, dict) or set(bound) - {"min", "max"}:
+            raise BitwrightError(
+                f"override {pattern!r} is {bound!r}; use float, a number of bits, or min and max"
+            )
+        low, high = bound.get("min", 1), bound.get("max", 8)
+        widths = tuple(w for w in WIDTHS if low <= w <= high)
+        if not widths:
+            raise BitwrightError(
+                f"override {pattern!r} allows no width: min {low}, max {high}; bits are 1 to 8"
+            )
+        for name in _matching(pattern, names):
+            allowed[name] = widths
+    return allowed, ties
+
+
+def _matching(pattern: str, names: Sequence[str]) -> list[str]:
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise BitwrightError(f"override {pattern!r} is no regular expression: {error}") from None
+        found = [n for n in names if expression.fullmatch(n)]
+    else:
+        found = [n for n in names if n == pattern]
+    if not found:
+        raise BitwrightError(
+            f"override {pattern!r} matches no layer; layers are {', '.join(names[:6])}"
+            f"{' …' if len(names) > 6 else ''}"
+        )
+    return found

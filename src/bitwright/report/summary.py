@@ -1,0 +1,212 @@
+"""What the report says, as data: everything on the page comes from one :class:`Summary`.
+
+The summary is stored beside the report, so that a page can be drawn again without measuring again
+and other programs can read the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitwright.errors import BitwrightError
+from bitwright.report.codec import decode, encode
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer whose weights were quantized.
+
+    Attributes:
+        name: of the layer in the model.
+        kind: `conv2d`, `linear`, ...
+        shape: of the weight.
+        channels, weights: output channels, and weights in all of them.
+        bits: width of each output channel in its natural order, 1..8; empty if kept in float.
+        trace: mean Hessian trace per weight (nats per squared weight unit; for squared
+            divergences, output units squared per squared weight unit); None if not measured.
+        stderr_probe, stderr_data: standard errors of `trace`, from the random probes (or the
+            curvature left out) and from the draw of the samples.
+        loss: predicted increase of the divergence by the chosen widths.
+        float_bytes, bytes: of the weights and biases, before and after.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    channels: int
+    weights: int
+    bits: tuple[int, ...]
+    trace: float | None
+    stderr_probe: float | None
+    stderr_data: float | None
+    loss: float | None
+    float_bytes: int
+    bytes: int
+
+    @property
+    def mean_bits(self) -> float | None:
+        """Bits per weight; the channels of a layer have equally many weights."""
+        return sum(self.bits) / len(self.bits) if self.bits else None
+
+
+@dataclass(frozen=True)
+class EdgeRow:
+    """One activation stored in 8 bits.
+
+    Attributes:
+        name: of the value in the graph.
+        shape: of one input's activation, without the batch.
+        scale, zero_point: value = scale · (q − zero_point), q in 0..255.
+        trace: mean Hessian trace per element; None if not measured.
+        saturated_fraction: share of calibration values outside the grid; None if not measured.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+    trace: float | None
+    saturated_fraction: float | None
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One way to spend the budget, and what came of it.
+
+    Attributes:
+        name: `float`, `uniform`, `layers`, `channels` or `cw-hawq`.
+        chosen: whether the written files are this one's.
+        mean_bits: bits per weight; None for float.
+        bytes: size of the file.
+        kl, kl_stderr: mean divergence from the float model on the test rows, and its standard
+            error; None if not measured.
+        metric, metric_stderr: the task's metric on the test rows, and its standard error.
+        agreement: share of test rows with the float model's answer.
+        latency_ms: median milliseconds for one row.
+    """
+
+    name: str
+    chosen: bool
+    mean_bits: float | None
+    bytes: int
+    kl: float | None = None
+    kl_stderr: float | None = None
+    metric: float | None = None
+    metric_stderr: float | None = None
+    agreement: float | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The exported file in the runtime against the integer reference.
+
+    Attributes:
+        ok: passed.
+        tensors, equal: integer tensors compared, and equal in every element.
+        differing: (name, share of elements, largest difference in steps, reason) of the others, in
+            the order of the graph.
+        first_difference: name of the first that differs; None if all are equal.
+        same_class: share of inputs with the same largest output.
+        qlinear_convs, convolutions: fused integer ones in the runtime's graph, and all.
+        runtime: its name and version.
+        images: inputs compared.
+    """
+
+    ok: bool
+    tensors: int
+    equal: int
+    differing: tuple[tuple[str, float, int, str], ...]
+    first_difference: str | None
+    same_class: float
+    qlinear_convs: int
+    convolutions: int
+    runtime: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All of a report.
+
+    Attributes:
+        title, model: heading, and what was compressed.
+        command, created, seed, versions: what reproduces the run; `created` is shown as it is.
+        budget: as the user asked for it.
+        target: what that meant, e.g. `3 bit mean = 100,123 bytes`.
+        methods, layers, edges, verification: the rows; None if nothing was verified.
+        files: (name, bytes) of everything written.
+        bytes_breakdown: (label, bytes); the first is the float file, the others are the parts of
+            the chosen file and add up to it.
+        frontier: (mean bits, bytes, predicted loss) of optimal plans; bytes as in `methods`.
+        learning: (evaluation, divergence, best so far) of a search; empty for others.
+        timings: (stage, seconds).
+        metric_name: of the metric in `methods`.
+        notes: what the user should be told.
+        divergence: `kl` (nats) or `squared`.
+    """
+
+    title: str
+    model: str
+    command: str
+    created: str
+    seed: int
+    versions: dict[str, str]
+    budget: str
+    target: str
+    methods: tuple[MethodRow, ...]
+    layers: tuple[LayerRow, ...]
+    edges: tuple[EdgeRow, ...] = ()
+    verification: Verification | None = None
+    files: tuple[tuple[str, int], ...] = ()
+    bytes_breakdown: tuple[tuple[str, int], ...] = ()
+    frontier: tuple[tuple[float, int, float], ...] = ()
+    learning: tuple[tuple[int, float, float], ...] = ()
+    timings: tuple[tuple[str, float], ...] = ()
+    metric_name: str = "top-1"
+    notes: tuple[str, ...] = field(default=())
+    divergence: str = "kl"
+
+    @property
+    def chosen(self) -> MethodRow | None:
+        """The method whose files were written."""
+        return next((m for m in self.methods if m.chosen), None)
+
+    @property
+    def original(self) -> MethodRow | None:
+        """The float model."""
+        return next((m for m in self.methods if m.name == "float"), None)
+
+
+def to_json(summary: Summary) -> str:
+    """Standard JSON with sorted keys; numbers that JSON lacks become `"inf"`, `"-inf"`, `"nan"`."""
+    found = {"schema": SCHEMA, "summary": encode(summary)}
+    return json.dumps(found, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Summary:
+    """Read what :func:`to_json` wrote.
+
+    Raises:
+        BitwrightError: not a summary, or of another schema.
+    """
+    try:
+        found: Any = json.loads(text)
+    except ValueError as error:
+        raise BitwrightError(f"not a report summary: {error}") from error
+    if not isinstance(found, dict) or "schema" not in found or "summary" not in found:
+        raise BitwrightError("not a report summary: it has no `schema` and `summary`")
+    if found["schema"] != SCHEMA:
+        raise BitwrightError(
+            f"report summary has schema {found['schema']!r}; this version reads {SCHEMA}"
+        )
+    try:
+        summary = decode(Summary, found["summary"], "summary")
+    except ValueError as error:
+        raise BitwrightError(f"not a report summary: {error}") from error
+    assert isinstance(summary, Summary)
+    return summary
