@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def gauss_newton(
     *,
     kind: str = "kl",
     class_axis: int = 1,
-    share: float = 0.99,
+    share: float = 0.97,
     directions: int = 4,
     probes: int = 4,
     edges: bool = True,
@@ -160,21 +160,25 @@ def _visit(
         flat = divergence.flat(output, kind, class_axis)
         names = list(watched)
         live = [k for k, v in enumerate(vectors) if bool(v.any())]
+        gradients: dict[int, dict[str, Tensor | None]] = {}
         for position, k in enumerate(live):
-            gradients = torch.autograd.grad(
+            found = torch.autograd.grad(
                 flat,
                 [watched[n] for n in names],
                 vectors[k].reshape(flat.shape).to(flat.dtype),
                 retain_graph=position + 1 < len(live),
                 allow_unused=True,
             )
-            by_name = dict(zip(names, gradients, strict=True))
-            for layer in network.layers:
-                sums.add_layer(layer, rows, k, row_squares(layer, inputs, by_name))
-            for edge in network.edges if sums.with_edges else ():
-                gradient = by_name.get(edge.name)
-                if gradient is not None:
-                    sums.add_edge(edge.name, rows, k, _channel_squares(gradient))
+            gradients[k] = dict(zip(names, found, strict=True))
+    del watched, flat, output
+    for layer in network.layers:  # patches are cut once and serve all passes
+        for k, squares in row_squares(layer, inputs, gradients).items():
+            sums.add(f"layer:{layer.name}", rows, k, squares)
+    for edge in network.edges if sums.with_edges else ():
+        for k, by_name in gradients.items():
+            gradient = by_name.get(edge.name)
+            if gradient is not None:
+                sums.add(f"edge:{edge.name}", rows, k, _channel_squares(gradient))
 
 
 def _leaves(network: Network) -> dict[str, Tensor]:
@@ -193,47 +197,42 @@ def _channel_squares(gradient: Tensor) -> Tensor:
 
 def row_squares(
     layer: Layer,
-    inputs: dict[str, tuple[Node, Tensor]],
-    gradients: dict[str, Tensor | None],
-) -> Tensor | None:
-    """Squared norm of each sample's gradient for each output channel, float32 [n, rows].
+    inputs: Mapping[str, tuple[Node, Tensor]],
+    gradients: Mapping[int, Mapping[str, Tensor | None]],
+) -> dict[int, Tensor]:
+    """Squared norm of each sample's gradient for each output channel, by pass: float32 [n, rows].
 
     One use with one position factorizes, `‖g_c xᵀ‖² = g_c² ‖x‖²`; otherwise the gradients
     `Σ_positions g_c(p) patch(p)` are formed, added over uses, and squared.
+
+    Args:
+        layer: the weight.
+        inputs: for each call, its node and input.
+        gradients: for each pass, the output gradient of each call.
     """
-    used = [c for c in layer.calls if gradients.get(c) is not None]
-    if not used:
-        return None
-    if layer.kind == "linear" and len(used) == 1:
-        node, x = inputs[used[0]]
-        g = gradients[used[0]]
-        assert g is not None
-        if x.ndim == 2:
-            return g.square() * x.square().sum(1, keepdim=True)
-    total: Tensor | float = 0.0
-    for name in used:
-        node, x = inputs[name]
-        g = gradients[name]
-        assert g is not None
-        total = total + _sample_gradients(layer, node, x, g)
-    assert isinstance(total, Tensor)
-    return total.square().sum(2)
-
-
-def _sample_gradients(layer: Layer, node: Node, x: Tensor, g: Tensor) -> Tensor:
-    """Each sample's weight gradient, [n, rows, fan_in]."""
-    n = len(x)
-    if layer.kind == "linear":
-        x = x.reshape(n, -1, x.shape[-1])
-        g = g.reshape(n, -1, g.shape[-1])
-        return g.mT @ x
-    patches = unfold(layer, node, x)  # [n, groups, fan_in, P]
-    g = g.reshape(n, layer.groups, layer.rows // layer.groups, -1)
-    return (g @ patches.mT).reshape(n, layer.rows, layer.fan_in)
+    totals: dict[int, Tensor] = {}
+    for call in layer.calls:
+        reached = {k: g for k, found in gradients.items() if (g := found.get(call)) is not None}
+        if not reached:
+            continue
+        node, x = inputs[call]
+        if layer.kind == "linear" and x.ndim == 2 and len(layer.calls) == 1:
+            norms = x.square().sum(1, keepdim=True)
+            return {k: g.square() * norms for k, g in reached.items()}
+        patches = unfold(layer, node, x)  # [n, groups, fan_in, positions]
+        for k, g in reached.items():
+            if layer.kind == "linear":
+                g = g.reshape(len(x), -1, g.shape[-1]).mT
+            g = g.reshape(len(x), layer.groups, layer.rows // layer.groups, -1)
+            formed = g @ patches.mT
+            totals[k] = totals[k] + formed if k in totals else formed
+    return {k: t.square_().sum(-1).flatten(1) for k, t in totals.items()}
 
 
 def unfold(layer: Layer, node: Node, x: Tensor) -> Tensor:
-    """The input patches a convolution multiplies, [n, groups, fan_in, positions]."""
+    """The input patches a layer multiplies, [n, groups, fan_in, positions]."""
+    if layer.kind == "linear":
+        return x.reshape(len(x), -1, x.shape[-1]).mT[:, None]
     space = len(layer.shape) - 2
     stride = _pair(node, 3, 1, space)
     padding = _pair(node, 4, 0, space)
@@ -270,7 +269,8 @@ class _Sums:
         self.by_sample: dict[str, Tensor] = {}
         self.by_pass: dict[str, defaultdict[int, Tensor]] = {}
 
-    def _add(self, key: str, rows: Tensor, k: int, squares: Tensor) -> None:
+    def add(self, key: str, rows: Tensor, k: int, squares: Tensor) -> None:
+        """Add pass k's squares [n, C] of the samples `rows`."""
         squares = squares.detach().double()
         if key not in self.by_sample:
             self.by_sample[key] = torch.zeros(self.samples, squares.shape[1], dtype=torch.float64)
@@ -278,13 +278,6 @@ class _Sums:
             self.by_pass[key] = defaultdict(zero.clone)
         self.by_sample[key].index_add_(0, rows, squares)
         self.by_pass[key][k] += squares.sum(0)
-
-    def add_layer(self, layer: Layer, rows: Tensor, k: int, squares: Tensor | None) -> None:
-        if squares is not None:
-            self._add(f"layer:{layer.name}", rows, k, squares)
-
-    def add_edge(self, name: str, rows: Tensor, k: int, squares: Tensor) -> None:
-        self._add(f"edge:{name}", rows, k, squares)
 
     def finish(self, details: dict[str, Any]) -> Sensitivity:
         """Means over samples, divided by the share visited, with both errors."""

@@ -1,0 +1,28 @@
+"""bitwright makes trained PyTorch networks small with second-order information."""
+
+from bitwright.allocate import Plan, Problem
+from bitwright.curvature import Estimate, Sensitivity
+from bitwright.data import Data
+from bitwright.deploy import IntegerNetwork, Verification
+from bitwright.errors import BitwrightError
+from bitwright.pipeline import Result, Settings, compress, load
+from bitwright.task import Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BitwrightError",
+    "Data",
+    "Estimate",
+    "IntegerNetwork",
+    "Plan",
+    "Problem",
+    "Result",
+    "Sensitivity",
+    "Settings",
+    "Task",
+    "Verification",
+    "__version__",
+    "compress",
+    "load",
+]

@@ -1,0 +1,347 @@
+"""The command line: parse, call the library, print, exit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bitwright.console import Bars
+from bitwright.errors import BitwrightError
+
+app = typer.Typer(
+    name="bitwright",
+    help="Make trained PyTorch networks small: every channel gets the bits it deserves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str | None, typer.Option(help="FILE.py:factory or package.module:factory; or demo.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Weights for the model: .safetensors, .pt, .th.")
+]
+DataSpec = Annotated[
+    str | None, typer.Option("--data", help="npz:PATH, folder:PATH, FILE.py:factory, or demo.")
+]
+TaskSpec = Annotated[
+    str | None, typer.Option("--task", help="FILE.py:task instead of --model and --data.")
+]
+Out = Annotated[Path, typer.Option(help="Folder of the run; finished stages in it are reused.")]
+BudgetText = Annotated[
+    str | None,
+    typer.Option("--budget", help="3bit (mean), 12.5% of the float file, or 180KB. Default 3bit."),
+]
+Method = Annotated[
+    str, typer.Option(help="channels, cw-hawq, layers or uniform. channels is the one to use.")
+]
+MaxDrop = Annotated[
+    float | None, typer.Option(help="Smallest file that loses at most so many points.")
+]
+MaxKl = Annotated[float | None, typer.Option(help="Smallest file within so much KL (nats).")]
+Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
+Activations = Annotated[str, typer.Option(help="8, or float.")]
+Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Skip = Annotated[
+    list[str] | None, typer.Option(help="Layer to leave in float (a name, or a prefix ending in .).")
+]
+Evaluations = Annotated[int, typer.Option(help="Plans that cw-hawq evaluates.")]
+Rows = Annotated[int, typer.Option("--calibration-rows", help="Used at most.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+_REMEMBERED = (
+    "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
+    "activations", "epochs", "seed", "skip", "evaluations", "calibration_rows",
+)  # fmt: skip
+
+
+def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable[..., None]:
+    """A command with the options of a run that does `act` on it."""
+
+    def command(
+        out: Out,
+        model: Model = None,
+        weights: Weights = None,
+        data: DataSpec = None,
+        task: TaskSpec = None,
+        budget: BudgetText = None,
+        method: Method = "channels",
+        max_drop: MaxDrop = None,
+        max_kl: MaxKl = None,
+        overrides: Overrides = None,
+        activations: Activations = "8",
+        epochs: Epochs = 0,
+        seed: Seed = 0,
+        skip: Skip = None,
+        evaluations: Evaluations = 150,
+        calibration_rows: Rows = 1024,
+        quiet: Quiet = False,
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k in _REMEMBERED}
+        _perform(given, out, quiet, act)
+
+    command.__doc__ = help_text
+    return command
+
+
+def _perform(
+    given: dict[str, Any], out: Path, quiet: bool, act: Callable[[Any, Console, str], None]
+) -> None:
+    from bitwright.pipeline import Run
+
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+    if given.get("model") is None and given.get("task") is None:
+        given = _remembered(out, given)
+    with Bars(quiet) as bars:
+        task, settings, name = _assemble(given)
+        for note in task.notes:
+            bars.print(note)
+        run = Run(task, settings, out, bars.update)
+        _ = run.network  # nothing is written for a model that cannot be traced
+        _ = run.preflight
+        _remember(run.store.path("run.json"), given)
+        act(run, bars.console, name)
+
+
+def _remembered(out: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of the run in `out`; a stage command need not repeat them."""
+    path = out / "run.json"
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BitwrightError(
+            f"give --model and --data (or --task): {out} holds no earlier run to take them from"
+        ) from error
+    return {**given, **{k: found[k] for k in _REMEMBERED if k in found}}
+
+
+def _remember(path: Path, given: dict[str, Any]) -> None:
+    from bitwright.pipeline.store import write_text
+
+    write_text(path, json.dumps(given, indent=1, sort_keys=True))
+
+
+def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
+    """Task, settings and the model's name from options."""
+    from bitwright.checkpoint import load_model
+    from bitwright.data import load_data
+    from bitwright.pipeline.budget import parse_budget
+    from bitwright.pipeline.settings import Settings, check_settings, read_overrides
+    from bitwright.task import assemble, load_task
+
+    if given["activations"] not in ("8", "float"):
+        raise BitwrightError(f"--activations must be 8 or float, not {given['activations']!r}")
+    goal = given["budget"]
+    if goal is None and given["max_kl"] is None and given["max_drop"] is None:
+        goal = "3bit"
+    settings = check_settings(
+        Settings(
+            budget=None if goal is None else parse_budget(goal),
+            method=given["method"],
+            activations=8 if given["activations"] == "8" else None,
+            epochs=given["epochs"],
+            seed=given["seed"],
+            max_kl=given["max_kl"],
+            max_drop=given["max_drop"],
+            overrides=read_overrides(Path(given["overrides"])) if given["overrides"] else {},
+            skip=tuple(given["skip"] or ()),
+            evaluations=given["evaluations"],
+            calibration_rows=given["calibration_rows"],
+        )
+    )
+    if given["task"] is not None:
+        if given["model"] or given["data"]:
+            raise BitwrightError("give --task, or --model and --data, not both")
+        return load_task(given["task"]), settings, given["task"]
+    if given["data"] is None:
+        raise BitwrightError("--data is missing: npz:PATH, folder:PATH, FILE.py:factory or demo")
+    weights = Path(given["weights"]) if given["weights"] else None
+    model = load_model(given["model"], weights)
+    data = load_data(given["data"], seed=given["seed"])
+    task = assemble(model, data, source=given["data"])
+    name = "embedded default" if given["model"] == "demo" else type(model).__name__
+    return task, settings, name
+
+
+# ------------------------------------------------------------------------------- what stages print
+
+
+def _compress(run: Any, console: Console, name: str) -> None:
+    from bitwright.pipeline import finish
+
+    result, summary = finish(run, name, _command())
+    _print_table(console, summary)
+    sizes = result.sizes
+    check = result.verification
+    console.print(
+        f"verified: {check.equal} of {check.tensors} integer tensors equal in the runtime on "
+        f"{check.rows} rows, same class on {check.same_class:.2%}, {check.qlinear_convolutions} of "
+        f"{check.convolutions} convolutions fused"
+        + ("" if check.ok else f"; FAILED, first difference: {_first(check)}")
+    )
+    for file in ("model.safetensors", "model.onnx"):
+        console.print(f"{run.store.path(file)}  {sizes[file]:,} bytes", soft_wrap=True)
+    console.print(f"{run.store.path('report.html')}", soft_wrap=True)
+    if not check.ok:
+        raise typer.Exit(1)
+
+
+def _first(check: Any) -> str:
+    return check.differing[0].name if check.differing else "an output or a convolution not fused"
+
+
+def _command() -> str:
+    return shlex.join(["bitwright", *sys.argv[1:]])
+
+
+def _print_table(console: Console, summary: Any) -> None:
+    table = Table(title=f"{summary.model}: {summary.target}")
+    columns = ("method", "bits", "bytes", "KL to float", summary.metric_name, "agree", "ms")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in summary.methods:
+        table.add_row(
+            f"[bold]{row.name}[/bold]" if row.chosen else row.name,
+            "32" if row.mean_bits is None else f"{row.mean_bits:.2f}",
+            f"{row.bytes:,}",
+            "–" if row.kl is None else f"{row.kl:.4f} ± {row.kl_stderr:.4f}",
+            "–" if row.metric is None else f"{100 * row.metric:.2f} %",
+            "–" if row.agreement is None else f"{100 * row.agreement:.2f} %",
+            "–" if row.latency_ms is None else f"{row.latency_ms:.2f}",
+        )
+    console.print(table)
+
+
+def _preflight(run: Any, console: Console, name: str) -> None:
+    found = run.preflight
+    console.print(
+        f"{name}: {found.weights:,} weights in {found.layers} layers, {found.edges} 8-bit edges; "
+        f"float ONNX file {found.float_bytes:,} bytes, within {found.error:.2g} of the model"
+    )
+    if found.skipped:
+        console.print(f"left in float: {', '.join(found.skipped)}")
+    console.print(
+        f"measuring will take about {found.time_s:.0f} s and {found.memory_bytes / 1e6:,.0f} MB"
+    )
+
+
+def _measure(run: Any, console: Console, name: str) -> None:
+    sensitivity = run.sensitivity
+    table = Table(title=f"{name}: Hessian trace of the KL to float")
+    for column in ("layer", "trace", "± probes", "± data", "per weight"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer in run.network.layers:
+        found = sensitivity.layers[layer.name]
+        total = float(found.value.sum())
+        table.add_row(
+            layer.name,
+            f"{total:.4g}",
+            f"{(found.stderr_probe**2).sum() ** 0.5:.2g}",
+            f"{found.stderr_data.sum():.2g}",
+            f"{total / layer.weights:.3g}",
+        )
+    console.print(table)
+    console.print(str(run.store.path("sensitivity.safetensors")), soft_wrap=True)
+
+
+def _search(run: Any, console: Console, name: str) -> None:
+    plan = run.plan
+    console.print(
+        f"{plan.method}: {plan.cost:,} bits, {plan.cost / run.network.weights:.4f} a weight, "
+        f"predicted loss {plan.loss:.4g}"
+    )
+    console.print(str(run.store.path("plan.json")), soft_wrap=True)
+
+
+def _quantize(run: Any, console: Console, name: str) -> None:
+    _ = run.corrected
+    console.print(str(run.store.path("quantized.safetensors")), soft_wrap=True)
+
+
+def _finetune(run: Any, console: Console, name: str) -> None:
+    _ = run.quantized
+    console.print(str(run.store.path("model.safetensors")), soft_wrap=True)
+
+
+def _export(run: Any, console: Console, name: str) -> None:
+    path = run.onnx
+    console.print(f"{path}  {path.stat().st_size:,} bytes", soft_wrap=True)
+
+
+def _verify(run: Any, console: Console, name: str) -> None:
+    check = run.verification
+    console.print(
+        f"{'equal' if check.ok else 'DIFFERENT'}: {check.equal} of {check.tensors} integer tensors "
+        f"equal on {check.rows} rows; same class on {check.same_class:.2%}; "
+        f"{check.qlinear_convolutions} of {check.convolutions} convolutions fused"
+    )
+    for d in check.differing:
+        console.print(f"  {d.name}: {d.fraction:.3%} of elements differ, by {d.max_step} at most")
+    if not check.ok:
+        raise typer.Exit(1)
+
+
+def _evaluate(run: Any, console: Console, name: str) -> None:
+    from bitwright.pipeline.summarize import summarize
+
+    _print_table(console, summarize(run, name, _command()))
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[Any, Console, str], None]]] = {
+    "compress": ("All stages: from a trained network to a small file that runs.", _compress),
+    "preflight": ("Export the float model, run it, compare; estimate time and memory.", _preflight),
+    "measure": ("Hessian traces of every channel and activation.", _measure),
+    "search": ("Choose the widths.", _search),
+    "quantize": ("Round the weights and correct every layer's outputs.", _quantize),
+    "finetune": ("Train the quantized network towards the float model's answers.", _finetune),
+    "export": ("Write the packed artefact and the ONNX file.", _export),
+    "verify": ("Prove the ONNX file equal to the integer reference, tensor by tensor.", _verify),
+    "evaluate": ("Judge the file beside float, uniform and layers.", _evaluate),
+    "report": ("Write the report.", _compress),
+}
+for _name, (_help, _act) in _COMMANDS.items():
+    app.command(_name, help=_help)(_stage(_help, _act))
+
+
+@app.command()
+def demo(
+    out: Out = Path("build/demo"),
+    budget: BudgetText = None,
+    method: Method = "channels",
+    epochs: Epochs = 0,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compress the embedded default: a small residual network on Fashion-MNIST."""
+    given: dict[str, Any] = dict.fromkeys(_REMEMBERED)
+    given |= {
+        "model": "demo", "data": "demo", "budget": budget, "method": method, "epochs": epochs,
+        "seed": seed, "activations": "8", "evaluations": 150, "calibration_rows": 1024,
+    }  # fmt: skip
+    _perform(given, out, quiet, _compress)
+
+
+def main() -> None:
+    """Entry point: a :class:`BitwrightError` becomes one line and exit status 2."""
+    try:
+        app()
+    except BitwrightError as error:
+        print(f"bitwright: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("bitwright: interrupted; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

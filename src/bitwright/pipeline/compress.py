@@ -1,0 +1,152 @@
+"""`compress` and `load`: the whole road in one call, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.allocate import Plan
+from bitwright.curvature import Sensitivity
+from bitwright.data import Data, checked
+from bitwright.deploy import IntegerNetwork, Verification, artefact
+from bitwright.errors import BitwrightError
+from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.judge import Judgement
+from bitwright.pipeline.run import Progress, Run, _silent
+from bitwright.pipeline.settings import Settings
+from bitwright.pipeline.store import write_text
+from bitwright.pipeline.summarize import summarize
+from bitwright.report import page
+from bitwright.report.summary import MethodRow, Summary, to_json
+from bitwright.task import Task, assemble
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a compression gave.
+
+    Attributes:
+        folder: with `model.onnx`, `model.safetensors`, `report.html` and the rest.
+        plan: widths of all channels.
+        sensitivity: traces of all channels and edges, with errors.
+        judgement: of the ONNX file on the test rows, against the float model.
+        rivals: the table of the report: float, uniform, layers, channels, and the chosen one.
+        verification: of the ONNX file against the integer reference.
+        sizes: bytes by part and by file.
+    """
+
+    folder: Path
+    plan: Plan
+    sensitivity: Sensitivity
+    judgement: Judgement
+    rivals: tuple[MethodRow, ...]
+    verification: Verification
+    sizes: dict[str, int]
+
+    def network(self) -> IntegerNetwork:
+        """The network as the file computes it."""
+        return load(self.folder)
+
+
+def finish(run: Run, model: str, command: str | None = None) -> tuple[Result, Summary]:
+    """Run every stage that is not done yet, write the report, return what came out."""
+    _ = run.preflight, run.sensitivity, run.plan, run.quantized, run.onnx, run.verification
+    summary = summarize(run, model, command)
+    write_text(run.store.path("summary.json"), to_json(summary))
+    page.write(summary, run.store.path("report.html"))
+    run.progress("report", 1.0)
+    result = Result(
+        folder=run.folder,
+        plan=run.plan,
+        sensitivity=run.sensitivity,
+        judgement=run.judgements[run.plan.method][0],
+        rivals=summary.methods,
+        verification=run.verification,
+        sizes=run.breakdown(),
+    )
+    return result, summary
+
+
+def compress(
+    model: nn.Module | Task,
+    calibration: Tensor | Iterable[Any] | None = None,
+    *,
+    budget: str | None = None,
+    out: str | Path,
+    test: Tensor | tuple[Tensor, Tensor] | None = None,
+    progress: Progress = _silent,
+    **options: Any,
+) -> Result:
+    """Make a trained network small: a file that runs in a stock ONNX Runtime, and a report.
+
+    Args:
+        model: a module (never changed), or a :class:`bitwright.Task` with everything in it.
+        calibration: [n, ...] rows as the model takes them, or batches of them (labels are kept for
+            `max_drop`). A thousand are plenty.
+        budget: `3bit` (mean bits a weight), `12.5%` (of the float ONNX file) or `180KB` (of the
+            ONNX file, every byte counted); default `3bit`. Or give `max_kl` / `max_drop` instead.
+        out: folder for the files; finished stages in it are reused.
+        test: rows, or (rows, labels), to judge on; without them a fifth of `calibration` is held
+            out.
+        progress: called with a stage's name and the finished fraction.
+        **options: fields of :class:`bitwright.Settings`: method, activations, epochs, seed,
+            max_kl, max_drop, overrides, skip, evaluations, calibration_rows.
+
+    Raises:
+        BitwrightError: the input is wrong; one line says what, where, and what to do.
+    """
+    if isinstance(model, Task):
+        task = model
+    else:
+        if calibration is None:
+            raise BitwrightError("compress needs calibration rows beside the model")
+        x, y = _rows(calibration)
+        test_x, test_y = test if isinstance(test, tuple) else (test, None)
+        task = assemble(model, checked(Data(x, y, test_x, test_y), "calibration"))
+    if budget is None and options.get("max_kl") is None and options.get("max_drop") is None:
+        budget = "3bit"
+    parsed = None if budget is None else parse_budget(budget)
+    try:
+        settings = Settings(budget=parsed, **options)
+    except TypeError as error:
+        raise BitwrightError(f"compress: {error}; see bitwright.Settings") from error
+    run = Run(task, settings, Path(out), progress)
+    return finish(run, type(task.model).__name__, f"bitwright.compress(…, budget={budget!r})")[0]
+
+
+def _rows(calibration: Tensor | Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+    if isinstance(calibration, Tensor):
+        return calibration, None
+    xs, ys = [], []
+    for batch in calibration:
+        x, y = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (batch, None)
+        xs.append(torch.as_tensor(x))
+        if y is not None:
+            ys.append(torch.as_tensor(y))
+    if not xs:
+        raise BitwrightError("calibration is empty: it yields no batch")
+    return torch.cat(xs), torch.cat(ys) if len(ys) == len(xs) else None
+
+
+def load(folder: str | Path) -> IntegerNetwork:
+    """The network of a run's folder (or of an artefact file), computing what the file computes.
+
+    Args:
+        folder: a run's folder, or the path of a `model.safetensors`.
+
+    Raises:
+        BitwrightError: there is no artefact, or it is damaged.
+    """
+    path = Path(folder)
+    path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise BitwrightError(f"there is no {path}; run `bitwright compress … --out {folder}` first")
+    return IntegerNetwork(artefact.load(path).quantized)
+
+
+__all__ = ["Result", "compress", "finish", "load"]

@@ -1,0 +1,54 @@
+"""Judging: what a file answers on rows nobody calibrated with, beside its rivals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitwright.curvature.divergence import per_sample
+from bitwright.deploy import runtime
+from bitwright.task import Task, metric_of
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Answers of one model against the float model's.
+
+    Attributes:
+        kl, kl_stderr: mean divergence over rows, and its standard error.
+        metric, metric_stderr: the task's metric, and (for shares of rows) its standard error.
+        agreement: share of rows with the float model's largest output; None for `squared`.
+    """
+
+    kl: float
+    kl_stderr: float
+    metric: float | None
+    metric_stderr: float | None
+    agreement: float | None
+
+
+def judge(task: Task, reference: Tensor, answers: Tensor) -> Judgement:
+    """Compare the outputs `answers` with the float model's on the task's test rows."""
+    values = per_sample(reference, answers, task.divergence, task.class_axis)
+    stderr = float(values.std(unbiased=True) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    metric = metric_of(task)
+    score = None if metric is None or task.test_labels is None else metric(answers, task.test_labels)
+    error = None
+    if score is not None and task.metric is None:
+        error = math.sqrt(max(score * (1 - score), 0.0) / len(values))
+    agreement = None
+    if task.divergence == "kl":
+        axis = task.class_axis
+        same = reference.argmax(axis) == answers.argmax(axis)
+        agreement = float(same.double().mean())
+    return Judgement(float(values.mean()), stderr, score, error, agreement)
+
+
+def answers_of(path: Path, x: Tensor) -> Tensor:
+    """What an ONNX file answers in the runtime."""
+    with torch.no_grad():
+        return runtime.outputs(runtime.session(path), x)

@@ -1,0 +1,211 @@
+"""The search stage: from a goal to a plan, with the baselines it must stand beside."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright import allocate, quantize
+from bitwright.allocate import Plan, Problem
+from bitwright.allocate.search import Evaluation, SearchResult
+from bitwright.curvature import Sensitivity
+from bitwright.curvature.divergence import per_sample
+from bitwright.deploy import onnx_file
+from bitwright.errors import BitwrightError
+from bitwright.network import Network, outputs
+from bitwright.pipeline.settings import Settings, apply_overrides
+from bitwright.quantize import EdgeGrid, Quantized, WeightTable
+
+#: rows the correction looks at, in the search and for the result
+SEARCH_ROWS, CORRECTION_ROWS, REWARD_ROWS = 128, 256, 256
+
+
+@dataclass
+class Workbench:
+    """Everything a plan needs to become a network, computed once.
+
+    Attributes:
+        network: captured float network; sensitivity, tables, edges: of it.
+        calibration: [n, ...] rows.
+        kind, class_axis: of the divergence.
+    """
+
+    network: Network
+    sensitivity: Sensitivity
+    tables: dict[str, WeightTable]
+    edges: dict[int, EdgeGrid]
+    calibration: Tensor
+    kind: str
+    class_axis: int
+    allowed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tied: list[list[str]] = field(default_factory=list)
+    _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
+    _target: Tensor | None = None
+
+    def problem(self, budget_bits: int) -> Problem:
+        """One item a channel, ties of the overrides applied."""
+        problem = quantize.channel_problem(
+            self.network, self.sensitivity, self.tables, budget_bits, self.allowed
+        )
+        if not self.tied:
+            return problem
+        tie = np.arange(len(problem.names))
+        owner = np.repeat(
+            np.arange(len(self.network.layers)), [la.rows for la in self.network.layers]
+        )
+        index = {la.name: i for i, la in enumerate(self.network.layers)}
+        for group in self.tied:
+            members = np.isin(owner, [index[name] for name in group])
+            tie[members] = tie[members].min()
+        return problem.with_ties(tie)
+
+    def _reference(self, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = min(rows, quantize.rows_that_fit(self.network), max(4, len(self.calibration) // 2))
+        if rows not in self._references:
+            x = self.calibration[:rows]
+            self._references[rows] = (x, quantize.float_outputs(self.network, x))
+        return self._references[rows]
+
+    def build(self, plan: Plan) -> Quantized:
+        """Round, then correct."""
+        x, reference = self._reference(CORRECTION_ROWS)
+        bits = quantize.plan_bits(self.network, plan)
+        layers = quantize.round_weights(self.network, self.tables, bits)
+        return quantize.correct(self.network, layers, self.edges, x, reference)[0]
+
+    def held_out(self) -> Tensor:
+        """Calibration rows that the correction never sees."""
+        used = max(len(self._reference(SEARCH_ROWS)[0]), len(self._reference(CORRECTION_ROWS)[0]))
+        rows = self.calibration[used : used + REWARD_ROWS]
+        return rows if len(rows) else self.calibration[-REWARD_ROWS:]
+
+    def divergence(self, plan: Plan) -> float:
+        """Mean divergence of the corrected network on held-out calibration rows."""
+        return float(self.samples(plan)[0].mean())
+
+    def samples(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Divergence of each held-out row, and the outputs there."""
+        x, reference = self._reference(SEARCH_ROWS)
+        held_out = self.held_out()
+        if self._target is None:
+            self._target = outputs(self.network.module, held_out)
+        bits = quantize.plan_bits(self.network, plan)
+        layers = quantize.round_weights(self.network, self.tables, bits)
+        with torch.no_grad():
+            _, found = quantize.correct(
+                self.network, layers, self.edges, x, reference, held_out=held_out
+            )
+        return per_sample(self._target, found, self.kind, self.class_axis), found
+
+    def onnx_bytes(self, plan: Plan) -> int:
+        """Size of the ONNX file of a plan (corrections do not change it)."""
+        bits = quantize.plan_bits(self.network, plan)
+        layers = quantize.round_weights(self.network, self.tables, bits)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            onnx_file.save(Quantized(self.network, layers, self.edges), path)
+            return path.stat().st_size
+
+
+def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
+    """The plan of a method that needs no evaluations."""
+    problem = bench.problem(budget_bits)
+    if method == "uniform":
+        return allocate.uniform(problem.with_ties(np.arange(len(problem.names))))
+    if method == "layers":
+        return allocate.layers(problem, quantize.layer_ties(bench.network))
+    return allocate.knapsack(problem)
+
+
+def search_ratios(
+    bench: Workbench,
+    settings: Settings,
+    budget_bits: int,
+    log: Path | None,
+    on_evaluation: Callable[[Evaluation], None] | None,
+) -> SearchResult:
+    """CW-HAWQ, started from the knapsack's ratios."""
+    problem = bench.problem(budget_bits)
+    order = quantize.trace_order(bench.network, bench.sensitivity, bench.tables)
+    return allocate.cw_hawq(
+        problem,
+        order,
+        bench.divergence,
+        evaluations=settings.evaluations,
+        seed=settings.seed,
+        start=allocate.knapsack(problem),
+        log=log,
+        on_evaluation=on_evaluation,
+    )
+
+
+def bits_for_bytes(bench: Workbench, method: str, target: int) -> int:
+    """The largest weight budget, in bits, whose ONNX file fits `target` bytes.
+
+    The file is written and measured: its size is the packed weights plus an overhead (graph,
+    scales, biases) that hardly depends on the plan, so a few corrections settle it.
+
+    Raises:
+        BitwrightError: even the smallest plan does not fit; the message gives the feasible range.
+    """
+    inner = "layers" if method == "layers" else "uniform" if method == "uniform" else "channels"
+    least, most = allocate.feasible_range(bench.problem(8 * bench.network.weights))
+    smallest = bench.onnx_bytes(solve(bench, inner, least))
+    if smallest > target:
+        largest = bench.onnx_bytes(solve(bench, inner, most))
+        raise BitwrightError(
+            f"a file of {target:,} bytes is not feasible: this network's files are between "
+            f"{smallest:,} and {largest:,} bytes; raise the budget"
+        )
+    budget, good = least + 8 * (target - smallest), least
+    for _ in range(6):
+        budget = min(max(budget, least), most)
+        plan = solve(bench, inner, budget)
+        size = bench.onnx_bytes(plan)
+        if size <= target:
+            good = max(good, budget)
+            slack = target - size
+            if budget == most or slack < max(64, target // 500):
+                break
+            budget += 8 * slack
+        else:
+            budget -= 8 * (size - target) + 64
+        if budget <= good:
+            break
+    return good
+
+
+def bits_for_quality(
+    bench: Workbench, method: str, good_enough: Callable[[Plan], bool], what: str
+) -> int:
+    """The smallest weight budget, in bits, whose plan is good enough on held-out rows.
+
+    Bisection to 1/32 bit a weight; quality is taken to grow with the budget.
+
+    Raises:
+        BitwrightError: not even the largest plan is good enough.
+    """
+    inner = "channels" if method == "cw-hawq" else method
+    least, most = allocate.feasible_range(bench.problem(8 * bench.network.weights))
+    if not good_enough(solve(bench, inner, most)):
+        raise BitwrightError(
+            f"{what} cannot be met: even the largest plan "
+            f"({most / bench.network.weights:.2f} bits a weight) misses it on held-out calibration "
+            "rows; allow more"
+        )
+    if good_enough(solve(bench, inner, least)):
+        return least
+    low, high = least, most
+    while high - low > bench.network.weights // 32:
+        middle = (low + high) // 2
+        if good_enough(solve(bench, inner, middle)):
+            high = middle
+        else:
+            low = middle
+    return high

@@ -1,0 +1,181 @@
+"""From a finished run to the data of its report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+
+import numpy as np
+import onnxruntime
+import torch
+
+from bitwright import allocate, quantize
+from bitwright.deploy import Verification as Found
+from bitwright.network import Layer
+from bitwright.pipeline.run import Run
+from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    from bitwright import __version__
+
+    return {
+        "bitwright": __version__,
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def created() -> str:
+    """The time in UTC; `SOURCE_DATE_EPOCH` overrides it, for reproducible pages."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    zone = datetime.UTC
+    now = datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)
+    return now.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def summarize(run: Run, model: str, command: str | None = None) -> Summary:
+    """Everything the report says.
+
+    Args:
+        run: with all stages behind it.
+        model: what to call the model.
+        command: as typed; default: the process's own arguments.
+    """
+    network, plan = run.network, run.plan
+    rows = run.judgements
+    sizes = run.breakdown()
+    bits = quantize.plan_bits(network, plan)
+    methods = tuple(
+        MethodRow(
+            name=name,
+            chosen=name == plan.method,
+            mean_bits=None if name == "float" else mean_bits,
+            bytes=size,
+            kl=None if name == "float" else judgement.kl,
+            kl_stderr=None if name == "float" else judgement.kl_stderr,
+            metric=judgement.metric,
+            metric_stderr=judgement.metric_stderr,
+            agreement=None if name == "float" else judgement.agreement,
+            latency_ms=1000 * seconds,
+        )
+        for name, (judgement, size, mean_bits, seconds) in rows.items()
+    )
+    stored = sum(sizes[k] for k in ("weights", "scales", "zero points", "widths", "biases"))
+    graph = sizes["model.onnx"] - sizes["weights"] - sizes["scales"] - sizes["biases"]
+    parts = (
+        ("float file", run.preflight.float_bytes),
+        ("packed weights", sizes["weights"]),
+        ("scales", sizes["scales"]),
+        ("biases", sizes["biases"]),
+        ("graph and unpacking", graph),
+    )
+    problem = run.bench.problem(8 * network.weights)
+    overhead = sizes["model.onnx"] - sizes["weights"]
+    frontier = tuple(
+        (cost / network.weights, overhead + cost // 8, loss)
+        for cost, loss in allocate.frontier(problem)
+    )
+    names = ("model.onnx", "model.safetensors", "plan.json", "sensitivity.safetensors")
+    files = tuple((n, run.store.path(n).stat().st_size) for n in (*names, "verify.json"))
+    budget = run.settings.budget
+    goal = budget.text if budget else (
+        f"KL ≤ {run.settings.max_kl}" if run.settings.max_kl else f"drop ≤ {run.settings.max_drop}"
+    )
+    return Summary(
+        title=f"{model}, compressed",
+        model=model,
+        command=command or " ".join(["bitwright", *sys.argv[1:]]),
+        created=created(),
+        seed=run.settings.seed,
+        versions=versions(),
+        budget=goal,
+        target=f"{plan.cost / network.weights:.3f} bits a weight = {stored:,} stored bytes",
+        methods=methods,
+        layers=tuple(_layer_row(run, layer, bits[layer.name]) for layer in network.layers),
+        edges=_edge_rows(run),
+        verification=_verification(run.verification),
+        files=files,
+        bytes_breakdown=parts,
+        frontier=frontier,
+        learning=tuple((e.index, e.value, e.best) for e in run.learning),
+        timings=tuple(run.store.timings().items()),
+        metric_name=run.task.metric_name,
+        notes=_notes(run),
+        divergence=run.task.divergence,
+    )
+
+
+def _notes(run: Run) -> tuple[str, ...]:
+    notes = [*run.task.notes]
+    if run.network.skipped:
+        notes.append(f"left in float: {', '.join(run.network.skipped)}")
+    details = run.sensitivity.details
+    notes.append(
+        f"sensitivity: {details.get('estimator')}, {float(details.get('share', 1)):.1%} of the "
+        f"output curvature of {len(run.calibration)} calibration rows visited"
+    )
+    if run.settings.method == "cw-hawq":
+        notes.append(
+            "cw-hawq: state, action and reward are this project's reconstruction; only the "
+            "abstract of arXiv 2008.08284 is known to us"
+        )
+    return tuple(notes)
+
+
+def _layer_row(run: Run, layer: Layer, bits: np.ndarray) -> LayerRow:
+    estimate = run.sensitivity.layers[layer.name]
+    errors = run.bench.tables[layer.name].error.numpy()[bits - 1, np.arange(layer.rows)]
+    traces = quantize.scores.shrunk(estimate) / layer.fan_in
+    return LayerRow(
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        channels=layer.rows,
+        weights=layer.weights,
+        bits=tuple(int(b) for b in bits),
+        trace=float(estimate.value.sum() / layer.weights),
+        stderr_probe=float(np.sqrt((estimate.stderr_probe**2).sum()) / layer.weights),
+        # channels of a layer move together from sample to sample: their errors add up linearly
+        stderr_data=float(estimate.stderr_data.sum() / layer.weights),
+        loss=float((0.5 * traces * errors).sum()),
+        float_bytes=4 * (layer.weights + layer.rows),
+        bytes=int(-(-int(bits.sum()) * layer.fan_in // 8) + 7 * layer.rows),
+    )
+
+
+def _edge_rows(run: Run) -> tuple[EdgeRow, ...]:
+    rows = []
+    for edge in run.network.edges:
+        grid = run.bench.edges.get(edge.group)
+        if grid is None:
+            continue
+        size = max(int(np.prod(edge.shape)), 1)
+        trace = float(run.sensitivity.edges[edge.name].value.sum() / size)
+        rows.append(EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, None))
+    return tuple(rows)
+
+
+def _verification(found: Found) -> Verification:
+    reason = "the runtime orders a float operation differently; at most one step"
+    return Verification(
+        ok=found.ok,
+        tensors=found.tensors,
+        equal=found.equal,
+        differing=tuple(
+            (d.name, d.fraction, d.max_step, reason if d.max_step <= 1 else "unexplained")
+            for d in found.differing
+        ),
+        first_difference=found.differing[0].name if found.differing else None,
+        same_class=found.same_class,
+        qlinear_convs=found.qlinear_convolutions,
+        convolutions=found.convolutions,
+        runtime=found.runtime,
+        images=found.rows,
+    )
