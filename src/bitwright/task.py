@@ -133,8 +133,10 @@ def assemble(model: nn.Module, data: Data, *, source: str = "data", **options: A
 
 
 def check_task(task: Task, source: str) -> Task:
-    """`task` with tensors of the right types and a model in evaluation mode on the CPU (a copy,
-    unless it was), once two rows have gone through the model and the labels fit its outputs.
+    """`task`, ready to use, once two rows have gone through its model and the labels fit.
+
+    Tensors come out as `checked` makes them. A model that trains, or is elsewhere than on the CPU,
+    is copied to the CPU in evaluation mode.
 
     Raises:
         BitwrightError: the model is none or has NaN weights; rows and labels that `checked` or
@@ -172,7 +174,7 @@ def check_task(task: Task, source: str) -> Task:
     # labels that only the user's own functions see may mean anything (255 for "ignore")
     if task.loss is None:
         _labels_fit(task, data.y, outputs, f"{source}: calibration labels")
-    if task.metric is None:
+    if task.metric is None and metric_of(task) is not None:
         _labels_fit(task, data.test_y, outputs, f"{source}: test labels")
     return task
 
@@ -198,7 +200,7 @@ def _labels_fit(task: Task, labels: Tensor | None, outputs: Tensor, name: str) -
     if not fits:
         raise BitwrightError(
             f"{name} are {tuple(labels.shape[1:])} a row, but the model's outputs call for "
-            f"{tuple(shape)}; give {wanted}, or a loss and a metric of your own"
+            f"{tuple(shape)}; give {wanted}, or your own loss and metric in a Task"
         )
     if not labels.is_floating_point():
         check_labels(labels, outputs.shape[task.class_axis], name)
@@ -226,16 +228,18 @@ def check_model_takes(model: nn.Module, x: Tensor) -> Tensor:
     finally:
         for module, flag in was.items():
             module.training = flag
-    leaves = torch.utils._pytree.tree_leaves(answer)
-    if not any(isinstance(v, Tensor) and v.is_floating_point() for v in leaves):
+    leaves = [v for v in torch.utils._pytree.tree_leaves(answer) if isinstance(v, Tensor)]
+    leaves = [v for v in leaves if v.is_floating_point()]
+    if not leaves:
         raise BitwrightError(
             f"{name} returns a {type(answer).__name__} without a float tensor; return logits"
         )
+    for leaf in leaves:
+        if leaf.ndim == 0 or len(leaf) != len(x):
+            raise BitwrightError(
+                f"{name} returns {tuple(leaf.shape)} for {len(x)} rows; return an output a row"
+            )
     outputs = join(answer)
-    if outputs.ndim == 0 or len(outputs) != len(x):
-        raise BitwrightError(
-            f"{name} returns {tuple(outputs.shape)} for {len(x)} rows; return one output a row"
-        )
     if not bool(torch.isfinite(outputs).all()):
         raise BitwrightError(f"{name} returns NaN or infinite outputs; check it and its weights")
     return outputs
@@ -293,7 +297,7 @@ def _feed(update: Callable[[Any], None], name: str, value: Tensor) -> None:
     update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-# ------------------------------------------------------------------------ checks of the rows
+# ------------------------------------------------------------------------------ checks of the rows
 
 
 def checked(data: Data, source: str) -> Data:

@@ -1,0 +1,57 @@
+# A fresh clone needs Python 3.11 or later with pip, and make. Everything is installed into .venv, and again only
+# after pyproject.toml or constraints.txt has changed.
+#
+#   make demo                   the whole pipeline on the embedded network, into build/demo
+#   make test                   all tests, the blocks in README.md and docs/ among them
+#   make check                  what CI runs: lint, types, import direction, tests
+#   make test PYTEST_ARGS=...   more options for pytest, for example "-m 'not slow'"
+#   make ... PYTHON=python3.12  the Python that the environment is made from
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DELETE_ON_ERROR:
+.PHONY: env demo test check lint format types clean distclean
+
+env: $(STAMP)
+
+# torch goes first and by itself, at the version that constraints.txt pins, so that nothing else decides which
+# build of it is taken; pip's own settings say where it comes from.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "bitwright needs Python 3.11 or later: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: env
+	$(BIN)/bitwright demo --out build/demo
+
+test: env
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# the import direction is a test: tests/test_import_direction.py
+check: lint types test
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: env
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

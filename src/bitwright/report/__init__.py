@@ -1,0 +1,24 @@
+"""The report: its data, and the page drawn from it."""
+
+from bitwright.report.page import render, write
+from bitwright.report.summary import (
+    EdgeRow,
+    LayerRow,
+    MethodRow,
+    Summary,
+    Verification,
+    from_json,
+    to_json,
+)
+
+__all__ = [
+    "EdgeRow",
+    "LayerRow",
+    "MethodRow",
+    "Summary",
+    "Verification",
+    "from_json",
+    "render",
+    "to_json",
+    "write",
+]

@@ -1,0 +1,168 @@
+"""The page: one HTML file that needs nothing else, neither a network nor a script."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from bitwright.report import figures, words
+from bitwright.report.summary import Summary
+from bitwright.report.svg import fixed
+
+#: nothing may be loaded and no script may run, whatever a name in the summary contains
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+_ABSENT = Markup(
+    f'<span class="none" title="not measured">{words.DASH}'
+    '<span class="unseen"> not measured</span></span>'
+)
+
+
+def render(summary: Summary) -> str:
+    """The whole page; equal summaries give equal pages."""
+    return _template().render(
+        s=summary,
+        css=Markup(_resource("page.css")),
+        policy=POLICY,
+        headline=words.headline(summary),
+        comparison=words.comparison(summary),
+        keys=key_figures(summary),
+        unit=words.divergence_unit(summary),
+        divergence=words.divergence_name(summary),
+        figures={
+            "bits": Markup(figures.bits_picture(summary)),
+            "sensitivity": Markup(figures.sensitivity(summary)),
+            "layer_bytes": Markup(figures.layer_bytes(summary)),
+            "waterfall": Markup(figures.waterfall(summary)),
+            "frontier": Markup(figures.frontier(summary)),
+            "learning": Markup(figures.learning(summary)),
+        },
+        mismatch=size_mismatch(summary),
+        with_metric=any(m.metric is not None for m in summary.methods),
+        with_latency=any(m.latency_ms is not None for m in summary.methods),
+    )
+
+
+def write(summary: Summary, path: Path) -> None:
+    """Write the page, to a temporary name first."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(render(summary), encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
+    """(label, figure, explanation) of what matters most."""
+    chosen, original = summary.chosen, summary.original
+    if chosen is None:
+        return []
+    found = []
+    ratio = words.size_ratio(summary)
+    if ratio is not None and original is not None:
+        number, _, what = words.smaller(ratio).partition(" ")
+        change = f"{words.decimal_bytes(original.bytes)} → {words.decimal_bytes(chosen.bytes)}"
+        found.append((what, number, change) if ratio != 1 else ("size", "1×", change))
+    if chosen.mean_bits is not None:
+        found.append(("bits per weight", f"{chosen.mean_bits:.2f}", "mean; the original has 32"))
+    if chosen.metric is not None:
+        was = "test inputs"
+        if original is not None and original.metric is not None:
+            was = f"was {words.metric_value(summary, original.metric)}"
+        if chosen.metric_stderr is not None:
+            error = words.metric_error(summary, chosen.metric_stderr)
+            was += f"; ±{words.NBSP}{error} {'points' if words.in_percent(summary) else ''}"
+        value = words.metric_value(summary, chosen.metric)
+        found.append((words.plain(summary.metric_name), value, was.strip()))
+    elif chosen.kl is not None:
+        value = words.number(chosen.kl)
+        found.append((words.divergence_name(summary), value, words.divergence_unit(summary)))
+    if chosen.agreement is not None:
+        found.append(("same answers", words.percent(chosen.agreement), "as the original model"))
+    if summary.verification is not None:
+        v = summary.verification
+        outcome = f"{v.equal:,} of {v.tensors:,} integer tensors equal"
+        if not v.tensors:
+            outcome = f"{words.percent(v.same_class)} same class"
+        found.append(("verification", "passed" if v.ok else "FAILED", outcome))
+    return found
+
+
+def size_mismatch(summary: Summary) -> str | None:
+    """A sentence where the parts of the file do not add up to its size; None if they do."""
+    chosen = summary.chosen
+    if chosen is None or len(summary.bytes_breakdown) < 2:
+        return None
+    total = sum(size for _, size in summary.bytes_breakdown[1:])
+    if total == chosen.bytes:
+        return None
+    return (
+        f"The parts add up to {words.exact_bytes(total)}, the chosen method's file has "
+        f"{words.exact_bytes(chosen.bytes)}."
+    )
+
+
+def _or_absent(function: Any) -> Any:
+    """A filter that turns None into a dash."""
+
+    def shown(value: Any, *rest: Any) -> Any:
+        return _ABSENT if value is None else function(value, *rest)
+
+    return shown
+
+
+def _size(count: int) -> Markup:
+    """Bytes rounded, with the exact number at hand."""
+    exact, short = words.exact_bytes(count), words.decimal_bytes(count)
+    return Markup('<data value="{}" title="{}">{}</data>').format(count, exact, short)
+
+
+def _with_error(value: str, error: float | None, shown: Any) -> Markup:
+    """`value ± error`."""
+    if error is None:
+        return escape(value)
+    return Markup('{}<span class="error"> ±\u00a0{}</span>').format(value, shown(error))
+
+
+def _resource(name: str) -> str:
+    return resources.files("bitwright.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: words.plain(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        size=_or_absent(_size),
+        num=_or_absent(words.number),
+        share=_or_absent(words.percent),
+        two=_or_absent(lambda value: f"{value:.2f}"),
+        shape=lambda value: " × ".join(str(d) for d in value) or "scalar",
+        seconds=lambda value: f"{fixed(value, 1)}\u00a0s",
+        metric=_or_absent(
+            lambda value, error, s: _with_error(
+                words.metric_value(s, value), error, lambda e: words.metric_error(s, e)
+            )
+        ),
+        estimate=_or_absent(
+            lambda value, error: _with_error(
+                words.number(value), error, lambda e: words.number(e, 2)
+            )
+        ),
+    )
+    environment.globals.update(
+        method_name=words.method_name,
+        widths_used=words.widths_used,
+        verification_words=words.verification_words,
+        runtime_name=words.runtime_name,
+        smaller=words.smaller,
+    )
+    return environment.from_string(_resource("page.html.j2"))
