@@ -12,6 +12,7 @@ import pickle
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,12 +103,12 @@ def on_path(spec: str) -> Iterator[None]:
 
 
 def said(error: BaseException, spec: str = "") -> str:
-    """Type, first line (at most 200 characters) and, inside the file of `spec`, line number."""
+    """Type, first line (at most 200 characters) and line number in the file `spec` starts with."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-    place = spec.rpartition(":")[0]
-    if place.endswith(".py"):
-        path = str(Path(place).resolve())
+    place, colon, _ = spec.partition(".py:")
+    if colon:
+        path = str(Path(f"{place}.py").resolve())
         frames = traceback.extract_tb(error.__traceback__)
         inside = [f.lineno for f in frames if str(Path(f.filename).resolve()) == path]
         if inside:
@@ -231,7 +232,9 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         if suffix == ".safetensors":
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of the file's format: what matters is told below
+                warnings.simplefilter("ignore", UserWarning)
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked:

@@ -38,6 +38,13 @@ class _Sizes:
         """Rows to judge on, of `count` to be split."""
         return self.test or max(1, round(count * self.fraction))
 
+    def both(self) -> int | None:
+        """Rows to read where calibration and test rows come from one source."""
+        if self.calibration is None:
+            return None
+        share = self.fraction / (1 - self.fraction)
+        return self.calibration + (self.test or math.ceil(self.calibration * share))
+
 
 def load_data(
     spec: str,
@@ -254,11 +261,7 @@ def _from_factory(spec: str, sizes: _Sizes) -> Data:
                 test_x, test_y = _side(found[1], f"{spec}: test data", sizes.test)
                 data = replace(data, test_x=test_x, test_y=test_y)
             return _reduced(checked(data, spec), sizes)
-        limit = sizes.calibration
-        if limit is not None:
-            # the test rows come from the same loader
-            limit += sizes.test or math.ceil(limit * sizes.fraction / (1 - sizes.fraction))
-        return _split(Data(*_gather(found, spec, limit)), sizes, spec)
+        return _split(Data(*_gather(found, spec, sizes.both())), sizes, spec)
 
 
 def _is_array(value: Any) -> bool:
@@ -315,7 +318,7 @@ def _batches(loader: Iterable[Any], source: str) -> Iterator[Any]:
         yield from loader
     except Exception as error:
         raise BitwrightError(
-            f"{source}: iterating failed: {said(error)}; fix the loader"
+            f"{source}: iterating failed: {said(error, source)}; fix the loader"
         ) from error
 
 

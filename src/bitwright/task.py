@@ -421,10 +421,11 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 def _finite(values: Tensor, name: str) -> Tensor:
-    bad = ~torch.isfinite(values).reshape(len(values), -1).all(1) if len(values) else None
-    if bad is not None and bool(bad.any()):
+    bad = ~torch.isfinite(values)
+    if bool(bad.any()):
+        rows = bad.nonzero()[:, 0].unique()
         raise BitwrightError(
-            f"{name}: row {int(bad.nonzero()[0, 0])} holds NaN or infinite numbers "
-            f"({int(bad.sum())} of {len(values)} rows do); clean the data"
+            f"{name}: row {int(rows[0])} holds NaN or infinite numbers ({len(rows)} of "
+            f"{len(values)} rows do); clean the data"
         )
     return values

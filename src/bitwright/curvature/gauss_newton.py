@@ -97,7 +97,7 @@ def _leading(logits: Tensor, share: float, count: int) -> tuple[list[Pass], dict
     rows = torch.nonzero(keep[:, 0]).flatten()  # eigenvalues fall: no second without a first
     rows = rows[keep[rows].sum(1).argsort(descending=True, stable=True)]
     scaled = vectors * (values * keep).sqrt()[:, None]
-    passes = [scaled[rows, :, k].float() for k in range(values.shape[1])]
+    passes = [scaled[rows, :, k] for k in range(values.shape[1])]
     visited = float((values * keep).sum() / total)
     details = {
         "share": visited,

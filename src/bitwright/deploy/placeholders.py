@@ -85,7 +85,8 @@ def with_holes(network: Network, edges: bool) -> GraphModule:
     The weight of a call is the hole `LAYER`, its bias `LAYER@CALL` (a bias is stored relative to
     the scale of the call's input).
     """
-    module = copy.deepcopy(network.module)
+    with quiet():
+        module = copy.deepcopy(network.module)
     graph = module.graph
     by_call = {name: layer for layer in network.layers for name in layer.calls}
     edge_names = {e.name for e in network.edges} if edges else set()

@@ -181,14 +181,15 @@ def fold_batch_norm(module: GraphModule) -> int:
         factor = torch.rsqrt(var + node.args[7])
         if gamma is not None:
             factor = factor * gamma
+        kept = attribute(module, weight_node.target).dtype
         weight = attribute(module, weight_node.target).detach().double()
         bias_node = layer.args[2] if len(layer.args) > 2 else None
         bias = 0.0 if bias_node is None else attribute(module, bias_node.target).detach().double()
         bias = (bias - mean) * factor + (0.0 if beta is None else beta)
         weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-        set_attribute(module, weight_node.target, weight.float())
+        set_attribute(module, weight_node.target, weight.to(kept))
         name = _bias_name(weight_node.target)
-        set_attribute(module, name, bias.float())
+        set_attribute(module, name, bias.to(kept))
         with graph.inserting_before(layer):
             new_bias = graph.get_attr(name)
         layer.args = (layer.args[0], weight_node, new_bias, *layer.args[3:])

@@ -11,9 +11,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from bitwright.report import figures, words
+from bitwright.report import curves, figures, words
 from bitwright.report.summary import Summary
-from bitwright.report.svg import fixed
 
 #: nothing may be loaded and no script may run, whatever a name in the summary contains
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -38,9 +37,9 @@ def render(summary: Summary) -> str:
             "bits": Markup(figures.bits_picture(summary)),
             "sensitivity": Markup(figures.sensitivity(summary)),
             "layer_bytes": Markup(figures.layer_bytes(summary)),
-            "waterfall": Markup(figures.waterfall(summary)),
-            "frontier": Markup(figures.frontier(summary)),
-            "learning": Markup(figures.learning(summary)),
+            "waterfall": Markup(curves.waterfall(summary)),
+            "frontier": Markup(curves.frontier(summary)),
+            "learning": Markup(curves.learning(summary)),
         },
         mismatch=size_mismatch(summary),
         with_metric=any(m.metric is not None for m in summary.methods),
@@ -145,8 +144,9 @@ def _template() -> Template:
         num=_or_absent(words.number),
         share=_or_absent(words.percent),
         two=_or_absent(lambda value: f"{value:.2f}"),
+        fine=lambda value: f"{words.significant(100 * value, 2)}\u00a0%",
         shape=lambda value: " × ".join(str(d) for d in value) or "scalar",
-        seconds=lambda value: f"{fixed(value, 1)}\u00a0s",
+        seconds=lambda value: f"{value:.1f}\u00a0s",
         metric=_or_absent(
             lambda value, error, s: _with_error(
                 words.metric_value(s, value), error, lambda e: words.metric_error(s, e)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bitwright.report.words import number, plain, power_of_ten, shortened
+from bitwright.report.words import number, plain, power_of_ten, shortened, trimmed
 
 #: at least this share of a decade is drawn, so that equal values get an axis
 _LEAST_SPAN = 0.25
@@ -59,8 +59,7 @@ def text(value: str) -> str:
 
 def fixed(value: float, places: int = 2) -> str:
     """A short decimal number."""
-    found = f"{value:.{places}f}"
-    found = found.rstrip("0").rstrip(".") if "." in found else found
+    found = trimmed(f"{value:.{places}f}")
     return "0" if found == "-0" else found
 
 
@@ -75,7 +74,9 @@ def linear_axis(
     step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return Axis(low, high, False, tuple((i * step, label(i * step)) for i in range(first, last + 1)))
+    return Axis(
+        low, high, False, tuple((i * step, label(i * step)) for i in range(first, last + 1))
+    )
 
 
 def log_axis(values: Sequence[float], count: int = 5) -> Axis:
@@ -84,14 +85,14 @@ def log_axis(values: Sequence[float], count: int = 5) -> Axis:
     room = max(_LEAST_SPAN - (high - low), 0.08 * (high - low), 0.02) / 2
     low, high = low - room, high + room
     decades = range(math.ceil(low), math.floor(high) + 1)
-    if len(decades) >= 2:
+    if high - low > 2.2:
         step = math.ceil(len(decades) / count)
         ticks = [(10.0**e, power_of_ten(e)) for e in decades if e % step == 0]
     else:
         every = range(math.floor(low), math.ceil(high) + 1)
-        steps = (1, 2, 5) if high - low > 0.5 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+        steps = (1, 3) if high - low > 1 else (1, 2, 5) if high - low > 0.4 else range(1, 10)
         found = [m * 10.0**e for e in every for m in steps]
-        ticks = [(v, number(v, 2)) for v in found if low <= math.log10(v) <= high]
+        ticks = [(v, number(v, 1)) for v in found if low <= math.log10(v) <= high]
     return Axis(10.0**low, 10.0**high, True, tuple(ticks))
 
 
@@ -138,9 +139,7 @@ def bar(start: float, end: float, kind: str, height: int = 16, top: int = 0) -> 
     return f'<rect class="{kind}" x="{fixed(start, 3)}%"{y} width="{width}%" height="{height}"/>'
 
 
-def plane(
-    ident: str, title: str, description: str, x: Axis, y: Axis, body: str
-) -> str:
+def plane(ident: str, title: str, description: str, x: Axis, y: Axis, body: str) -> str:
     """A drawing of two axes around `body`, which is drawn in a square of 1,000 × 1,000 units."""
     marks = []
     for value, label in y.ticks:

@@ -12,6 +12,9 @@ DASH = "\u2013"
 MISSING = f"{DASH} not measured"
 _SUPERSCRIPT = str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SHARES = re.compile(r"top-?\d|acc|recall|precision|iou", re.IGNORECASE)
+_UNWANTED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 _METHODS = {
     "float": "Original, float32",
     "uniform": "Uniform",
@@ -22,8 +25,8 @@ _METHODS = {
 
 
 def plain(text: str) -> str:
-    """`text` without the control characters that XML forbids."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    """`text` without what XML forbids, or what would turn the direction of the text around it."""
+    return _UNWANTED.sub("\ufffd", text)
 
 
 def shortened(text: str, length: int = 28) -> str:
@@ -39,8 +42,9 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` to so many significant digits, never in exponent form: `100`, `88.1`, `0.0123`."""
     if value == 0:
         return "0"
+    # the exponent after rounding: 9.999 becomes 10.0, not 10.00
+    value = float(f"{value:.{digits - 1}e}")
     places = digits - 1 - math.floor(math.log10(abs(value)))
-    value = round(value, places)
     return f"{value:,.{max(places, 0)}f}"
 
 
@@ -53,6 +57,17 @@ def decimal_bytes(count: int) -> str:
             break
         size /= 1000
     return f"{significant(size) if unit != 'B' else int(size)}{NBSP}{unit}"
+
+
+def trimmed(text: str) -> str:
+    """A decimal number without zeros at its end: `3` for `3.00`."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def bytes_mark(value: float) -> str:
+    """Round bytes as an axis shows them: `50 KB`."""
+    figure, _, unit = decimal_bytes(round(value)).partition(NBSP)
+    return f"{trimmed(figure)}{NBSP}{unit}"
 
 
 def exact_bytes(count: int) -> str:
@@ -94,7 +109,8 @@ def method_name(row: MethodRow) -> str:
     """The name of a row in the table of methods."""
     name = _METHODS.get(row.name, plain(row.name))
     if row.name == "uniform" and row.mean_bits is not None:
-        return f"{name}, {number(row.mean_bits)} bits"
+        bits = trimmed(f"{row.mean_bits:.2f}")
+        return f"{name}, {bits} bit{'' if bits == '1' else 's'}"
     return name
 
 
@@ -194,14 +210,13 @@ def comparison(summary: Summary) -> str | None:
     rival = min(rivals, key=lambda m: abs((m.mean_bits or 0) - bits), default=None)
     if rival is None or rival.kl is None or not (rival.kl > 0 and chosen.kl > 0):
         return None
-    what = f"{divergence_name(summary)} from the original"
-    sizes = f"{decimal_bytes(chosen.bytes)} against {decimal_bytes(rival.bytes)}"
-    values = f"{number(chosen.kl)} against {number(rival.kl)} {divergence_unit(summary)}"
-    better = rival.kl >= chosen.kl
-    ratio = rival.kl / chosen.kl if better else chosen.kl / rival.kl
+    unit, more = divergence_unit(summary), rival.kl >= chosen.kl
+    ratio = rival.kl / chosen.kl if more else chosen.kl / rival.kl
     text = (
-        f"Next to {method_name(rival).lower()} ({sizes}), its {what} is "
-        f"{times(ratio)} {'lower' if better else 'higher'}: {values}"
+        f"At {decimal_bytes(chosen.bytes)}, the chosen model's {divergence_name(summary)} from the "
+        f"original is {number(chosen.kl)} {unit}. {method_name(rival)}, at "
+        f"{decimal_bytes(rival.bytes)}, has {number(rival.kl)} {unit}: "
+        f"{times(ratio)} {'more' if more else 'less'}"
     )
     if chosen.kl_stderr is not None and rival.kl_stderr is not None:
         error = math.hypot(chosen.kl_stderr, rival.kl_stderr)
@@ -231,4 +246,5 @@ def verification_words(verification: Verification) -> str:
     else:
         compared = f"{v.equal:,} of {v.tensors:,} integer tensors inside the network are equal, "
         compared += f"element by element, on {inputs}; {v.tensors - v.equal:,} differ"
+        compared += "s" if v.tensors - v.equal == 1 else ""
     return f"{compared}. The largest output is the same on {percent(v.same_class)} of them."

@@ -1,0 +1,67 @@
+"""What the benchmarks share: JSON lines, full results on disk, options."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+class Rows:
+    """Prints one JSON object a line; keeps them for `results/NAME.json` in full mode."""
+
+    def __init__(self, name: str, quick: bool) -> None:
+        self.name, self.quick = name, quick
+        self.rows: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        name: str,
+        value: float | None,
+        bar: str = "",
+        holds: bool | None = None,
+        peer: str = "",
+        peer_value: float | None = None,
+        **more: Any,
+    ) -> None:
+        """One measured figure, its bar, and a peer measured in the same run."""
+        row = {
+            "name": name,
+            "value": None if value is None else float(f"{value:.6g}"),
+            "bar": bar,
+            "holds": holds,
+            "peer": peer,
+            "peer_value": None if peer_value is None else float(f"{peer_value:.6g}"),
+            **more,
+        }
+        self.rows.append(row)
+        print(json.dumps(row), flush=True)
+
+    def save(self) -> None:
+        """Write the full results with date and commit; quick runs are not kept."""
+        if self.quick:
+            return
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+        ).stdout.strip()
+        day = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+        content = {"benchmark": self.name, "date": day, "commit": commit, "rows": self.rows}
+        path = HERE / "results" / f"{self.name}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def options(doc: str) -> argparse.Namespace:
+    """`--data-root`, `--quick`, `--only`."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--data-root", type=Path, default=HERE.parent.parent / "shared" / "data")
+    parser.add_argument("--quick", action="store_true", help="a subset, under a minute")
+    parser.add_argument("--only", default="", help="comma-separated parts to run")
+    found = parser.parse_args()
+    os.environ["BITWRIGHT_DATA_ROOT"] = str(found.data_root.resolve())
+    return found

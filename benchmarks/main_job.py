@@ -1,0 +1,254 @@
+"""The main job on ResNet-20 (CIFAR-10), the embedded default and MobileNetV2.
+
+    python benchmarks/main_job.py [--data-root DIR] [--quick] [--only quality,ratios,files,…]
+
+Parts: `quality` (KL at 3, 2.5, 2 and 4 bits, float activations), `ratios` (CW-HAWQ against random
+ratios, 8 seeds), `files` (8-bit activations through the ONNX file, fusion, equality, bytes),
+`command` (time of the whole command), `mobilenet`.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import harness
+import networks
+import numpy as np
+import torch
+
+from bitwright import allocate, demo, quantize
+from bitwright.curvature.divergence import per_sample
+from bitwright.data import Data
+from bitwright.deploy import runtime
+from bitwright.network import outputs
+from bitwright.pipeline import Run, Settings
+from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.judge import answers_of
+from bitwright.pipeline.search import solve
+from bitwright.task import Task, assemble
+
+
+def task(model: torch.nn.Module, arrays: dict[str, np.ndarray]) -> Task:
+    """A task of arrays."""
+    tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
+    data = Data(tensors["train_x"], tensors["train_y"], tensors["test_x"], tensors["test_y"])
+    return assemble(model, data)
+
+
+def stderr(values: torch.Tensor) -> float:
+    """Standard error of the mean."""
+    return float(values.std() / math.sqrt(len(values)))
+
+
+def quality(rows: harness.Rows, folder: Path, quick: bool) -> None:
+    """KL(float ‖ quantized) on the test images, weights only, no fine-tuning."""
+    work = task(networks.resnet20(), networks.cifar10())
+    run = Run(work, Settings(activations=None), folder / "quality")
+    test, labels = work.test, work.test_labels
+    reference = outputs(run.network.module, test)
+    bars = {3.0: 0.09, 2.5: 0.19, 2.0: 0.45, 4.0: math.inf}
+    for bits in (3.0,) if quick else bars:
+        found = {}
+        for method in ("uniform", "layers", "channels"):
+            plan = solve(run.bench, method, int(bits * run.network.weights))
+            answers = quantize.simulate(run.bench.build(plan), test)
+            kl = per_sample(reference, answers, "kl")
+            right = (answers.argmax(1) == labels).double().mean()
+            used = plan.cost / run.network.weights
+            found[method] = float(kl.mean()), stderr(kl), float(right), used
+        for method, (kl, error, right, used) in found.items():
+            bar, holds = "", None
+            if method == "channels" and bits < 4:
+                bar = f"<= {bars[bits]}, below layers and uniform"
+                rivals = [found["layers"][0], found["uniform"][0]]
+                holds = kl <= bars[bits] and kl < min(rivals)
+            rows.add(
+                f"KL, ResNet-20, {bits} mean bits, {method}",
+                kl,
+                bar,
+                holds,
+                "layers",
+                found["layers"][0],
+                stderr=round(error, 5),
+                top1=round(right, 4),
+                mean_bits=round(used, 4),
+            )
+
+
+def ratios(rows: harness.Rows, folder: Path, quick: bool) -> None:
+    """CW-HAWQ against random ratios: same start, cache and evaluations; judged on test images."""
+    work = task(networks.resnet20(), networks.cifar10())
+    run = Run(work, Settings(activations=None), folder / "ratios")
+    bench = run.bench
+    reference = outputs(run.network.module, work.test)
+    problem = bench.problem(int(2.5 * run.network.weights))
+    order = quantize.trace_order(run.network, run.sensitivity, bench.tables)
+    cache: dict[bytes, float] = {}
+
+    def evaluate(plan: allocate.Plan) -> float:
+        if plan.key not in cache:
+            cache[plan.key] = bench.divergence(plan)
+        return cache[plan.key]
+
+    def judged(plan: allocate.Plan) -> float:
+        answers = quantize.simulate(bench.build(plan), work.test)
+        return float(per_sample(reference, answers, "kl").mean())
+
+    count, seeds = (12, 1) if quick else (150, 8)
+    quotients, rewards = [], []
+    for seed in range(seeds):
+        agent = allocate.cw_hawq(problem, order, evaluate, evaluations=count, seed=seed)
+        chance = allocate.random_ratios(problem, order, evaluate, evaluations=count, seed=seed)
+        ours, theirs = judged(agent.plan), judged(chance.plan)
+        quotients.append(ours / theirs)
+        rewards.append(agent.value / chance.value)
+        rows.add(
+            f"KL on unseen images, cw-hawq, seed {seed}, {count} evaluations",
+            ours,
+            peer="random ratios",
+            peer_value=theirs,
+            reward_kl=round(agent.value, 5),
+            peer_reward_kl=round(chance.value, 5),
+        )
+    knapsack = allocate.knapsack(problem)
+    rows.add(
+        "paired geometric mean of KL, cw-hawq / random ratios",
+        float(np.exp(np.mean(np.log(quotients)))),
+        "<= 0.95 over 8 seeds",
+        bool(np.exp(np.mean(np.log(quotients))) <= 0.95) if not quick else None,
+        "knapsack, KL on unseen images",
+        judged(knapsack),
+        on_reward_images=round(float(np.exp(np.mean(np.log(rewards)))), 4),
+    )
+
+
+def files(rows: harness.Rows, folder: Path, quick: bool) -> None:
+    """Through the ONNX file: added KL of 8-bit activations, fusion, equality, bytes."""
+    cases = [("ResNet-20", task(networks.resnet20(), networks.cifar10()), "4bit")]
+    cases.append(("embedded net", task(demo.network(), demo.data()), "3bit"))
+    for name, work, budget in cases[:1] if quick else cases:
+        if quick:
+            work = replace(work, test=work.test[:64], test_labels=work.test_labels[:64])
+        settings = Settings(budget=parse_budget(budget))
+        run = Run(work, settings, folder / name)
+        reference = outputs(run.network.module, work.test)
+        eight = float(per_sample(reference, answers_of(run.onnx, work.test), "kl").mean())
+        weights_only = Run(work, replace(settings, activations=None), folder / f"{name} float")
+        plain = quantize.simulate(weights_only.bench.build(run.plan), work.test)
+        added = eight - float(per_sample(reference, plain, "kl").mean())
+        rows.add(
+            f"added KL of 8-bit activations through the ONNX file, {name}, {budget}",
+            added,
+            "<= 0.01",
+            added <= 0.01,
+            "KL of the file",
+            eight,
+        )
+        found = run.verification
+        rows.add(
+            f"QLinearConv nodes, {name}",
+            found.qlinear_convolutions,
+            f"= {found.convolutions}",
+            found.qlinear_convolutions == found.convolutions,
+        )
+        worst = max((d.fraction for d in found.differing), default=0.0)
+        rows.add(
+            f"integer tensors equal in the runtime, {name}, {found.rows} images",
+            found.equal,
+            f"= {found.tensors}, or one step on <= 0.1 %; same class everywhere",
+            found.ok,
+            worst_fraction=worst,
+            same_class=found.same_class,
+        )
+        parts = run.breakdown()
+        need = parts["weights"] + parts["scales"] + parts["biases"]
+        for file, factor, spare in (("model.safetensors", 1.02, 4e3), ("model.onnx", 1.05, 3e4)):
+            rows.add(
+                f"bytes of {file}, {name}, {budget}",
+                parts[file],
+                f"<= {factor} x {need} + {int(spare)}",
+                parts[file] <= factor * need + spare,
+                "float ONNX file",
+                run.preflight.float_bytes,
+            )
+        ours, theirs = runtime.latencies([run.onnx, run.store.path("float.onnx")], work.test[:1])
+        rows.add(f"latency of one image, s, {name}", ours, peer="float ONNX", peer_value=theirs)
+
+
+def command(rows: harness.Rows, folder: Path, quick: bool) -> None:
+    """Wall time of the whole command."""
+    for method, bar in (("channels", 90), ("cw-hawq", 900)):
+        if quick:
+            continue
+        begin = time.perf_counter()
+        place = str(harness.HERE / "networks.py")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "bitwright", "compress", "--quiet"),
+                *("--model", f"{place}:resnet20", "--data", f"{place}:cifar10"),
+                *("--method", method, "--out", str(folder / f"command {method}")),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        spent = time.perf_counter() - begin
+        rows.add(f"whole command, s, ResNet-20, {method}", spent, f"<= {bar}", spent <= bar)
+
+
+def mobilenet(rows: harness.Rows, folder: Path, quick: bool) -> None:
+    """MobileNetV2 at 224 px: calibrate on 250 images, judge on the other 250."""
+    if quick:
+        return
+    work = task(networks.mobilenet_v2(), networks.imagenet())
+    run = Run(work, Settings(budget=parse_budget("4bit")), folder / "mobilenet")
+    for name, (found, size, bits, seconds) in run.judgements.items():
+        rows.add(
+            f"KL, MobileNetV2, {bits:.2f} mean bits, 8-bit activations, {name}",
+            found.kl,
+            stderr=round(found.kl_stderr, 5),
+            agreement=found.agreement,
+            top1=found.metric,
+            bytes=size,
+            latency_s=round(seconds, 5),
+        )
+    check = run.verification
+    rows.add(
+        "QLinearConv nodes, MobileNetV2",
+        check.qlinear_convolutions,
+        f"{check.convolutions} (reported)",
+        check.qlinear_convolutions == check.convolutions,
+    )
+    worst = max((d.fraction for d in check.differing), default=0.0)
+    rows.add(
+        f"integer tensors equal in the runtime, MobileNetV2, {check.rows} images",
+        check.equal,
+        f"{check.tensors} (reported)",
+        check.ok,
+        worst_fraction=worst,
+        same_class=check.same_class,
+    )
+
+
+PARTS = {f.__name__: f for f in (quality, files, command, mobilenet, ratios)}
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    chosen = harness.options(__doc__ or "")
+    rows = harness.Rows("main_job", chosen.quick)
+    wanted = chosen.only.split(",") if chosen.only else list(PARTS)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in wanted:
+            PARTS[name](rows, Path(folder), chosen.quick)
+    if not chosen.only:
+        rows.save()
+
+
+if __name__ == "__main__":
+    main()
