@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
     return make
 
 
-def net() -> nn.Module:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
 
@@ -114,7 +114,7 @@ def test_a_file_finds_its_neighbours_also_when_called(write: Callable[..., str])
     )
     before = list(sys.path)
     model = load_model(f"{path}:make")
-    assert tuple(model.weight.shape) == (6, 5)
+    assert model.get_parameter("weight").shape == (6, 5)
     assert sys.path == before
 
 
@@ -201,6 +201,11 @@ def test_factories_that_make_no_good_model(
         load_model(f"{write(NET)}:{name}")
 
 
+def test_a_builtin_without_a_signature_is_called() -> None:
+    with refused("builtins:dict() returned a dict"):
+        load_model("builtins:dict")
+
+
 @pytest.mark.parametrize("name", ["make", "optional", "LOADED"])
 def test_models_come_in_evaluation_mode(write: Callable[..., str], name: str) -> None:
     model = load_model(f"{write(NET)}:{name}")
@@ -222,7 +227,7 @@ def test_a_model_of_a_module_is_not_changed(
     loaded = load_model("bitwright.demo:network", tmp_path / "w.safetensors")
     assert loaded is not shared
     assert shared.training
-    assert float(loaded.weight.detach().min()) == 1
+    assert float(loaded.get_parameter("weight").detach().min()) == 1
     assert float(shared.weight.detach().max()) < 1
 
 
@@ -292,9 +297,9 @@ def test_nests_are_unwrapped(
 )
 def test_prefixes_are_stripped(prefix: str) -> None:
     source, target = net(), net()
-    torch.nn.init.ones_(source[0].weight)
+    torch.nn.init.ones_(source.get_parameter("0.weight"))
     load_into(target, {prefix + k: v for k, v in source.state_dict().items()}, "w.pt")
-    assert float(target[0].weight.detach().min()) == 1
+    assert float(target.get_parameter("0.weight").detach().min()) == 1
 
 
 def test_prefixes_that_belong_are_kept() -> None:
@@ -322,13 +327,22 @@ def test_missing_batch_counts_and_tied_names_are_fine() -> None:
     model = net()
     state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
     load_into(model, state, "w.pt")
-    tied = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
-    tied["b"].weight = tied["a"].weight
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    b.weight = a.weight
+    tied = nn.ModuleDict({"a": a, "b": b})
     state = {k: torch.ones_like(v) for k, v in tied.state_dict().items() if k != "b.weight"}
     load_into(tied, state, "w.pt")
-    assert float(tied["b"].weight.detach().min()) == 1
+    assert float(b.weight.detach().min()) == 1
     with refused("lacks 'b.bias'"):
         load_into(tied, {k: v for k, v in state.items() if k != "b.bias"}, "w.pt")
+
+
+def test_empty_tensors_are_not_tied() -> None:
+    model = nn.Module()
+    model.register_buffer("a", torch.zeros(0))
+    model.register_buffer("b", torch.zeros(0))
+    with refused("lacks 'b'"):
+        load_into(model, {"a": torch.zeros(0)}, "w.pt")
 
 
 def test_misfits_are_named() -> None:

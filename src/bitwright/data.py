@@ -58,8 +58,9 @@ def load_data(
     Args:
         spec: `npz:PATH` with `train_x, train_y, test_x, test_y`, or `x, y` (split here; labels
             optional); `folder:PATH[?size=224&mean=…&std=…]` with a sub-folder a class, perhaps
-            inside `train` and `test`; `FILE.py:factory` returning batches `x` or `(x, y)` (split
-            here), a pair of loaders, a Data or a mapping with the npz names; `demo`.
+            inside `train` and `test`; `FILE.py:factory` returning batches `x` or `(x, y)`, a
+            torch data set or arrays `(x, y)` (split here), a pair of such, a Data or a mapping with
+            the npz names; `demo`.
         seed: of every choice of rows, and of torch's, numpy's and Python's generators inside a
             factory.
         calibration_size, test_size: rows at most, chosen by seed with the classes' proportions

@@ -443,6 +443,14 @@ def test_failed_verification_is_not_hidden() -> None:
     assert "verified tensor by tensor" not in text
 
 
+def test_uniform_widths_are_not_credited_to_curvature() -> None:
+    methods = tuple(replace(m, chosen=m.mean_bits == 4.0) for m in summary().methods)
+    text = words_of(render(summary(methods=methods)))
+    assert "It was not used here" in text
+    assert "most loss per byte" not in text
+    assert "channels where they prevent the most loss per byte" in words_of(render(summary()))
+
+
 def test_parts_that_do_not_add_up_are_told() -> None:
     parts = (*summary().bytes_breakdown[:-1], ("graph", 10_122))
     text = words_of(render(summary(bytes_breakdown=parts)))
@@ -463,6 +471,52 @@ def test_bits_picture_shares() -> None:
     found = [(r.get("class"), r.get("x"), r.get("width")) for r in drawing.iter("rect")]
     assert found.pop() == ("frame", "0%", "100%")
     assert found == [("b8", "0%", "25%"), ("b4", "25%", "25%"), ("b2", "50%", "50%")]
+
+
+def test_cells_are_drawn_apart_only_where_they_can_be_seen() -> None:
+    assert 'class="gaps"' in figures.bits_picture(summary(layers=1, per_layer=96))
+    assert 'class="gaps"' not in figures.bits_picture(summary(layers=1, per_layer=97))
+
+
+def test_sensitivity_marks_the_trace_between_its_errors() -> None:
+    rows = summary(layers=2).layers
+    pair = (
+        replace(rows[0], trace=1e-3, stderr_probe=2e-4, stderr_data=5e-4),
+        replace(rows[1], trace=1e-1, stderr_probe=0.0, stderr_data=None),
+    )
+    drawing = next(drawings(figures.sensitivity(replace(summary(), layers=pair))))
+    low, high = (float(c.get("cx", "")[:-1]) for c in drawing.iter("circle"))
+    error = next(e for e in drawing.iter("line") if e.get("class") == "data")
+    left, right = (float(error.get(name, "")[:-1]) for name in ("x1", "x2"))
+    decade = (high - low) / 2
+    assert left == pytest.approx(low + decade * np.log10(0.5), abs=0.05)
+    assert right == pytest.approx(low + decade * np.log10(1.5), abs=0.05)
+
+
+def test_frontier_shows_the_chosen_plan_where_it_is() -> None:
+    given = summary(frontier=((1.0, 0, 1.0), (8.0, 200_000, 0.001)))
+    layers = (replace(given.layers[0], loss=0.04), replace(given.layers[1], loss=0.06))
+    given = replace(given, layers=layers)
+    drawing = next(drawings(curves.frontier(given)))
+    (point,) = drawing.iter("circle")
+    assert point.get("cx") == f"{svg.fixed(100 * 88_123 / 200_000)}%"
+    axis = svg.log_axis([1.0, 0.001])
+    assert point.get("cy") == f"{svg.fixed(100 - axis.at(0.1))}%"
+    assert "chosen: 0.100 nats" in curves.frontier(given).replace(words.NBSP, " ")
+
+
+def test_learning_curve_has_a_dot_for_every_evaluation() -> None:
+    points = ((0, 0.4, 0.4), (1, 0.5, 0.4), (2, float("inf"), 0.4), (3, 0.2, 0.2))
+    drawn = curves.learning(summary(learning=points))
+    (drawing,) = drawings(drawn)
+    dots, stairs = (path.get("d", "") for path in drawing.iter("path"))
+    assert dots.count("h0") == 3
+    # level until the evaluation that improves, then straight down
+    heights = [float(pair.split()[1]) for pair in re.split("[ML]", stairs)[1:]]
+    assert heights == sorted(heights)
+    assert len(set(heights)) == 2
+    assert "the best went from 0.400 to 0.200 nats" in drawn.replace(words.NBSP, " ")
+    assert "Without a finite value and left out: 1." in drawn
 
 
 def test_log_axis_places_decades() -> None:

@@ -108,7 +108,7 @@ def learning(summary: Summary) -> str:
     """Divergence of every plan a search evaluated, and the best so far."""
     points = [p for p in summary.learning if math.isfinite(p[1]) and math.isfinite(p[2])]
     if not points:
-        return absent("No learning curve is shown: the chosen method does not search.")
+        return absent("No learning curve is shown: no search was run.")
     values = [v for _, *pair in points for v in pair]
     log = min(values) > 0 and max(values) > _WIDE * min(values)
     x = svg.linear_axis(points[0][0], points[-1][0], lambda v: f"{v:,.0f}", 6)
@@ -133,7 +133,7 @@ def learning(summary: Summary) -> str:
         ),
         f"The search: {len(points):,} plans evaluated, the best went from {number(first)} to "
         f"{number(last)} {unit}."
-        + (f" {skipped:,} without a finite value are left out." if skipped else ""),
+        + (f" Without a finite value and left out: {skipped:,}." if skipped else ""),
         [("evaluated", "an evaluated plan"), ("curve", "best so far")],
         f"across: evaluation; up: {divergence_name(summary)} in {unit}"
         + (", logarithmic" if log else ""),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bitwright.report.words import number, plain, power_of_ten, shortened, trimmed
+from bitwright.report.words import NBSP, number, plain, power_of_ten, shortened, trimmed
 
 #: at least this share of a decade is drawn, so that equal values get an axis
 _LEAST_SPAN = 0.25
@@ -92,8 +92,14 @@ def log_axis(values: Sequence[float], count: int = 5) -> Axis:
         every = range(math.floor(low), math.ceil(high) + 1)
         steps = (1, 3) if high - low > 1 else (1, 2, 5) if high - low > 0.4 else range(1, 10)
         found = [m * 10.0**e for e in every for m in steps]
-        ticks = [(v, number(v, 1)) for v in found if low <= math.log10(v) <= high]
+        ticks = [(v, _mark(v)) for v in found if low <= math.log10(v) <= high]
     return Axis(10.0**low, 10.0**high, True, tuple(ticks))
+
+
+def _mark(value: float) -> str:
+    """`0.03`, `3 × 10⁻⁵` or `10⁻⁵`."""
+    found = number(value, 1)
+    return found.removeprefix(f"1{NBSP}×{NBSP}")
 
 
 def drawing(ident: str, title: str, description: str, body: str, style: str, kind: str) -> str:

@@ -12,6 +12,13 @@ DASH = "\u2013"
 MISSING = f"{DASH} not measured"
 _SUPERSCRIPT = str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SHARES = re.compile(r"top-?\d|acc|recall|precision|iou", re.IGNORECASE)
+_RULES = {
+    "layers": "Bits go to the layers where they prevent the most loss per byte.",
+    "channels": "Bits go to the channels where they prevent the most loss per byte.",
+    "cw-hawq": "The most sensitive channels get the most bits; a search over measured results "
+    "decided what share of the weights gets how many.",
+    "uniform": "It was not used here: every channel has the same width.",
+}
 _UNWANTED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
@@ -112,6 +119,11 @@ def method_name(row: MethodRow) -> str:
         bits = trimmed(f"{row.mean_bits:.2f}")
         return f"{name}, {bits} bit{'' if bits == '1' else 's'}"
     return name
+
+
+def rule(summary: Summary) -> str:
+    """How the chosen method hands out bits; empty for one this version does not know."""
+    return _RULES.get(summary.chosen.name, "") if summary.chosen else ""
 
 
 def divergence_unit(summary: Summary) -> str:
