@@ -133,7 +133,9 @@ def main() -> None:
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of right answers."""
     model.eval()
-    hits = [(model(a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500), strict=True)]
+    hits = [
+        (model(a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500), strict=True)
+    ]
     return float(torch.stack(hits).sum() / len(x))
 
 

@@ -53,7 +53,8 @@ Activations = Annotated[str, typer.Option(help="8, or float.")]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
-    list[str] | None, typer.Option(help="Layer to leave in float (a name, or a prefix ending in .).")
+    list[str] | None,
+    typer.Option(help="Layer to leave in float (a name, or a prefix ending in .)."),
 ]
 Evaluations = Annotated[int, typer.Option(help="Plans that cw-hawq evaluates.")]
 Rows = Annotated[int, typer.Option("--calibration-rows", help="Used at most.")]

@@ -107,7 +107,6 @@ def cw_hawq(
         BitwrightError: infeasible budget, or a log that another search wrote.
     """
     from stable_baselines3 import DDPG
-    from stable_baselines3.common.noise import NormalActionNoise
 
     run = Evaluator(problem, order, starting_ratios(problem, start), evaluate, log, on_evaluation)
     m = len(problem.choices)
@@ -143,6 +142,7 @@ def cw_hawq(
             spread *= 1.02 ** (attempt - len(run.history) + _WARM_UP)
             action = np.clip(mean + rng.normal(0, spread, m), -1, 1).astype(np.float32)
             after, reward, _, _, _ = env.step(action)
+            assert agent.replay_buffer is not None
             agent.replay_buffer.add(
                 state[None], after[None], action[None], np.array([reward]), np.array([False]), [{}]
             )

@@ -107,7 +107,8 @@ class Evaluator:
 
 def _read_log(path: Path) -> list[tuple[str, float]]:
     """Finished lines of a log; a last line cut off by a kill is dropped, on disk as well."""
-    entries, good = [], []
+    entries: list[tuple[str, float]] = []
+    good: list[str] = []
     for line in path.read_text().splitlines():
         try:
             found = json.loads(line)

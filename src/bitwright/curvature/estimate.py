@@ -119,7 +119,7 @@ def load(path: Path) -> Sensitivity:
             order = list(header["samples"])
             rank = {name: i for i, name in enumerate(order)}
             layers, edges = (
-                dict(sorted(groups[k].items(), key=lambda item: rank[f"{k}:{item[0]}"]))  # noqa: B023
+                dict(sorted(groups[k].items(), key=lambda item: rank[f"{k}:{item[0]}"]))
                 for k in ("layer", "edge")
             )
             return Sensitivity(header["method"], layers, edges, header["key"], header["details"])

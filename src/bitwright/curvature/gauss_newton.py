@@ -27,7 +27,6 @@ from bitwright.curvature.estimate import Estimate, Sensitivity
 from bitwright.network import Layer, Network, join, outputs, run
 
 
-
 def gauss_newton(
     network: Network,
     x: Tensor,
@@ -170,7 +169,7 @@ def _visit(
                 allow_unused=True,
             )
             gradients[k] = dict(zip(names, found, strict=True))
-    del watched, flat, output
+    watched.clear()  # the graph's memory, before patches are cut
     for layer in network.layers:  # patches are cut once and serve all passes
         for k, squares in row_squares(layer, inputs, gradients).items():
             sums.add(f"layer:{layer.name}", rows, k, squares)

@@ -3,7 +3,8 @@
 HAWQ-V2 (Dong et al., arXiv 1911.03852, section 3): one joint probe for all layers,
 `Hz = ∂⟨∂L/∂w, z⟩/∂w`, and `z_c · (Hz)_c` summed over a channel estimates that channel's trace. L is
 the training loss, so labels are needed. Kept as the papers' variant and as a cross-check of
-:mod:`~bitwright.curvature.gauss_newton`: it needs about a million times the work for the same error.
+:mod:`~bitwright.curvature.gauss_newton`: it needs about a million times the work for the same
+error.
 """
 
 from __future__ import annotations

@@ -124,9 +124,7 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
     tensors["program"] = np.frombuffer(zlib.compress(text, 9), dtype=np.uint8)
     header = {"schema": SCHEMA, **metadata, "sha256": checksum(tensors)}
     temporary = path.with_name(path.name + ".part")
-    save_file(
-        tensors, temporary, metadata={"bitwright": json.dumps(header, sort_keys=True)}
-    )
+    save_file(tensors, temporary, metadata={"bitwright": json.dumps(header, sort_keys=True)})
     os.replace(temporary, path)
 
 
@@ -179,7 +177,7 @@ def _build(tensors: dict[str, np.ndarray]) -> Quantized:
     shapes = [(w, b, tuple(int(d) for d in shape)) for w, b, shape in program["layers"]]
     rows = [shape[0] for _, _, shape in shapes]
     bits = tensors["bits"].astype(np.int64)
-    if len(bits) != sum(rows) or len(bits) and not (1 <= bits.min() and bits.max() <= MAX_BITS):
+    if len(bits) != sum(rows) or (len(bits) and not (bits.min() >= 1 and bits.max() <= MAX_BITS)):
         raise ValueError("widths do not fit the layers")
     sizes = np.repeat([int(np.prod(s[1:])) for _, _, s in shapes], rows)
     counts = {int(b): int(sizes[bits == b].sum()) for b in np.unique(bits)}
@@ -200,8 +198,8 @@ def _build(tensors: dict[str, np.ndarray]) -> Quantized:
             start[b] += size
     layers: dict[str, QuantizedLayer] = {}
     for i, (weight, bias, shape) in enumerate(shapes):
-        b, z, s, offset = (torch.from_numpy(np.array(v[i])) for v in per_layer)
-        stored = QuantizedLayer(torch.from_numpy(matrices[i]), Grid(b, s, z), offset)
+        width, z, s, offset = (torch.from_numpy(np.array(v[i])) for v in per_layer)
+        stored = QuantizedLayer(torch.from_numpy(matrices[i]), Grid(width, s, z), offset)
         layers[weight.removesuffix(".weight")] = stored
         parameters[weight] = stored.matrix().reshape(shape)
         parameters[bias] = offset

@@ -85,7 +85,9 @@ class IntegerNetwork(nn.Module):
             e.name: quantized.edges[e.group] for e in network.edges if e.group in quantized.edges
         }
         for i, layer in enumerate(network.layers):
-            q, scale = container(quantized.layers[layer.name].codes, quantized.layers[layer.name].grid)
+            q, scale = container(
+                quantized.layers[layer.name].codes, quantized.layers[layer.name].grid
+            )
             self.register_buffer(f"q{i}", q.reshape(layer.shape).to(torch.int8))
             self.register_buffer(f"scale{i}", scale)
         self._index = {layer.name: i for i, layer in enumerate(network.layers)}
@@ -118,7 +120,7 @@ class IntegerNetwork(nn.Module):
                 note(node.name, stored)
             return stored
 
-        result = run(self.quantized.network.module, x, call, enter=enter)  # type: ignore[arg-type]
+        result = run(self.quantized.network.module, x, call, enter=enter)
         return torch.utils._pytree.tree_map_only(Stored, Stored.float, result)
 
     def _waits(self, node: Node) -> bool:
@@ -287,4 +289,3 @@ _RULES: dict[Any, Callable[[Node, tuple[Any, ...], EdgeGrid], Stored | None]] = 
     aten.adaptive_avg_pool2d.default: _global_average,
     aten.mean.dim: _global_average,
 }
-

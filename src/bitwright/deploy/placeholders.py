@@ -32,7 +32,9 @@ OPSET = 18
 _library = torch.library.Library("bitwright", "DEF")
 _library.define("weight(Tensor like, str name, int[] shape) -> Tensor")
 _library.define("edge(Tensor x, str name) -> Tensor")
-_library.impl("weight", lambda like, name, shape: like.new_zeros(shape), "CompositeExplicitAutograd")
+_library.impl(
+    "weight", lambda like, name, shape: like.new_zeros(shape), "CompositeExplicitAutograd"
+)
 _library.impl("edge", lambda x, name: x.clone(), "CompositeExplicitAutograd")
 
 

@@ -107,9 +107,11 @@ def verify(
             sizes[name] += gap.size
         error = max(error, float((ours - output).abs().max()))
         axis = class_axis if ours.ndim > class_axis else ours.ndim - 1
-        same += int((ours.argmax(axis) == output.argmax(axis)).flatten(1).all(1).sum()) if (
-            ours.ndim > 2
-        ) else int((ours.argmax(axis) == output.argmax(axis)).sum())
+        same += (
+            int((ours.argmax(axis) == output.argmax(axis)).flatten(1).all(1).sum())
+            if (ours.ndim > 2)
+            else int((ours.argmax(axis) == output.argmax(axis)).sum())
+        )
         done += len(rows)
         if progress:
             progress(done / len(x))

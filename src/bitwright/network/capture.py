@@ -178,6 +178,7 @@ def fold_batch_norm(module: GraphModule) -> int:
             None if a is None else attribute(module, a.target).detach().double()
             for a in node.args[1:5]
         )
+        assert mean is not None and var is not None  # evaluation mode has statistics
         factor = torch.rsqrt(var + node.args[7])
         if gamma is not None:
             factor = factor * gamma

@@ -133,7 +133,7 @@ def describe(module: GraphModule, input_shape: tuple[int, ...], skip: Sequence[s
 
 
 def _layers(module: GraphModule, skip: Sequence[str]) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
-    calls: dict[str, list[Node]] = {}
+    calls: dict[str, list[Any]] = {}
     skipped: list[str] = []
     for node in module.graph.nodes:
         if node.target in UNSUPPORTED:
@@ -230,9 +230,9 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
         if any(wanted_by(u, node) for u in node.users) or (from_layer and not leaves_only):
             need.add(node)
     for node in carries:  # a reshape of a quantized value costs nothing to keep quantized
-        if node.target in VALUE_PRESERVING and node.args[0] in need:
-            if any(u.op != "output" for u in node.users):
-                need.add(node)
+        free = node.target in VALUE_PRESERVING and node.args[0] in need
+        if free and any(u.op != "output" for u in node.users):
+            need.add(node)
     group = {n: i for i, n in enumerate(carries)}
 
     def find(n: Node) -> int:

@@ -169,15 +169,16 @@ def is_clip_at_zero(node: Node) -> bool:
     if node.target in (aten.relu.default, aten.relu6.default):
         return True
     if node.target in (aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default):
-        return len(node.args) > 1 and node.args[1] == 0
+        return len(node.args) > 1 and bool(node.args[1] == 0)
     return False
 
 
 def is_mean_over_space(node: Node) -> bool:
     """Whether `node` averages a whole image: adaptive pooling to 1, or a mean over axes 2 and 3."""
     if node.target is aten.adaptive_avg_pool2d.default:
-        size = node.args[1]
-        return list(size) == [1, 1] if isinstance(size, list | tuple) else size == 1
-    if node.target is aten.mean.dim and isinstance(node.args[1], list | tuple):
-        return sorted(int(d) % 4 for d in node.args[1]) == [2, 3]  # type: ignore[call-overload]
+        size: Any = node.args[1]
+        return list(size) == [1, 1] if isinstance(size, list | tuple) else bool(size == 1)
+    axes: Any = node.args[1] if len(node.args) > 1 else None
+    if node.target is aten.mean.dim and isinstance(axes, list | tuple):
+        return sorted(int(d) % 4 for d in axes) == [2, 3]
     return False

@@ -24,8 +24,7 @@ from bitwright.network.ops import (
 )
 
 _ATEN = {
-    str(op): op
-    for op in [*LAYERS, *UNSUPPORTED, *VALUE_PRESERVING, *CLIPS, *INTEGER, *ELEMENTWISE]
+    str(op): op for op in [*LAYERS, *UNSUPPORTED, *VALUE_PRESERVING, *CLIPS, *INTEGER, *ELEMENTWISE]
 }
 _PYTHON = {f"py.{op.__name__}": op for op in PYTHON}
 KNOWN: dict[str, Any] = {**_ATEN, **_PYTHON}
@@ -154,5 +153,3 @@ def _decode(value: Any, nodes: dict[str, Node]) -> Any:
             return {k: _decode(v, nodes) for k, v in content.items()}
         raise ValueError(f"unknown argument kind {kind!r}")
     return value
-
-

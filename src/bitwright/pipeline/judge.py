@@ -36,7 +36,9 @@ def judge(task: Task, reference: Tensor, answers: Tensor) -> Judgement:
     values = per_sample(reference, answers, task.divergence, task.class_axis)
     stderr = float(values.std(unbiased=True) / math.sqrt(len(values))) if len(values) > 1 else 0.0
     metric = metric_of(task)
-    score = None if metric is None or task.test_labels is None else metric(answers, task.test_labels)
+    score = (
+        None if metric is None or task.test_labels is None else metric(answers, task.test_labels)
+    )
     error = None
     if score is not None and task.metric is None:
         error = math.sqrt(max(score * (1 - score), 0.0) / len(values))

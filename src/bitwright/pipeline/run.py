@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright import allocate, curvature, quantize
+from bitwright import curvature, quantize
 from bitwright.allocate import Plan
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation
 from bitwright.curvature import Sensitivity, make_key
 from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
+from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.pipeline.preflight import Preflight, preflight
@@ -96,9 +97,7 @@ class Run:
         floats = float_layers(self.settings.overrides, named)
         if floats:
             found = build(self.task.model, self.calibration, skip=(*skip, *floats))
-        apply_overrides(
-            {k: v for k, v in self.settings.overrides.items() if v != "float"}, found
-        )
+        apply_overrides({k: v for k, v in self.settings.overrides.items() if v != "float"}, found)
         return found
 
     @cached_property
@@ -107,8 +106,14 @@ class Run:
         s = self.settings
         floats = sorted(k for k, v in s.overrides.items() if v == "float")
         return make_key(
-            _VERSION, fingerprint(self.task), s.seed, s.skip, floats, s.calibration_rows,
-            self.task.divergence, self.task.class_axis,
+            _VERSION,
+            fingerprint(self.task),
+            s.seed,
+            s.skip,
+            floats,
+            s.calibration_rows,
+            self.task.divergence,
+            self.task.class_axis,
         )
 
     # ---------------------------------------------------------------- preflight, measure
@@ -158,9 +163,7 @@ class Run:
     def bench(self) -> Workbench:
         """Grids of weights and edges, and what correction needs."""
         sensitivity = self.sensitivity
-        tables = quantize.weight_tables(
-            self.network, lambda f: self.progress("fit grids", f)
-        )
+        tables = quantize.weight_tables(self.network, lambda f: self.progress("fit grids", f))
         edges = {}
         if self.settings.activations == 8:
             edges = quantize.calibrate(
@@ -187,8 +190,15 @@ class Run:
     def _search_key(self) -> str:
         s = self.settings
         return make_key(
-            "search", self.base_key, s.method, s.activations, s.budget, s.max_kl, s.max_drop,
-            json.dumps(s.overrides, sort_keys=True), s.evaluations if s.method == "cw-hawq" else 0,
+            "search",
+            self.base_key,
+            s.method,
+            s.activations,
+            s.budget,
+            s.max_kl,
+            s.max_drop,
+            json.dumps(s.overrides, sort_keys=True),
+            s.evaluations if s.method == "cw-hawq" else 0,
         )
 
     @cached_property
@@ -214,7 +224,9 @@ class Run:
                 )
                 found, self.learning = result.plan, result.history
                 table = [[e.index, e.value, e.best] for e in result.history]
-                write_text(self.store.path("learning.json"), json.dumps({"key": key, "rows": table}))
+                write_text(
+                    self.store.path("learning.json"), json.dumps({"key": key, "rows": table})
+                )
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
             write_text(path, plans.to_json(found))
@@ -249,8 +261,6 @@ class Run:
 
     def _bits_for_drop(self) -> int:
         """Budget that keeps the metric on held-out calibration rows."""
-        from bitwright.errors import BitwrightError
-
         assert self.settings.max_drop is not None
         labels = self.task.calibration_labels
         judged = replace(self.task, test_labels=labels)
@@ -302,15 +312,19 @@ class Run:
         key = make_key("finetune", self._quantize_key, self.settings.epochs)
         if not self.store.done("finetune", key, path.name):
             with self.store.timed("finetune"):
-                found, _ = finetune(
-                    self.corrected,
-                    self.calibration,
-                    epochs=self.settings.epochs,
-                    kind=self.task.divergence,
-                    class_axis=self.task.class_axis,
-                    seed=self.settings.seed,
-                    progress=lambda f: self.progress("finetune", f),
-                ) if self.settings.epochs else (self.corrected, [])
+                found, _ = (
+                    finetune(
+                        self.corrected,
+                        self.calibration,
+                        epochs=self.settings.epochs,
+                        kind=self.task.divergence,
+                        class_axis=self.task.class_axis,
+                        seed=self.settings.seed,
+                        progress=lambda f: self.progress("finetune", f),
+                    )
+                    if self.settings.epochs
+                    else (self.corrected, [])
+                )
                 artefact.save(found, path, self._metadata())
             self.store.finish("finetune", key)
         return self._own(artefact.load(path))
@@ -365,7 +379,7 @@ class Run:
             if method != self.plan.method:
                 try:
                     found[method] = solve(self.bench, method, self.plan.budget)
-                except allocate.problem.BitwrightError:
+                except BitwrightError:
                     continue  # uniform may have no width below a tight budget
         found[self.plan.method] = self.plan
         return found

@@ -19,11 +19,11 @@ from bitwright.curvature.divergence import per_sample
 from bitwright.deploy import onnx_file
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, outputs
-from bitwright.pipeline.settings import Settings, apply_overrides
+from bitwright.pipeline.settings import Settings
 from bitwright.quantize import EdgeGrid, Quantized, WeightTable
 
 #: rows the correction looks at, in the search and for the result
-SEARCH_ROWS, CORRECTION_ROWS, REWARD_ROWS = 128, 256, 256
+SEARCH_ROWS, CORRECTION_ROWS, REWARD_ROWS = 256, 256, 768
 
 
 @dataclass

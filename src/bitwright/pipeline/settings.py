@@ -160,7 +160,9 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
         try:
             expression = re.compile(pattern[3:])
         except re.error as error:
-            raise BitwrightError(f"override {pattern!r} is no regular expression: {error}") from None
+            raise BitwrightError(
+                f"override {pattern!r} is no regular expression: {error}"
+            ) from None
         found = [n for n in names if expression.fullmatch(n)]
     else:
         found = [n for n in names if n == pattern]

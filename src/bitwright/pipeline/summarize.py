@@ -36,7 +36,9 @@ def created() -> str:
     """The time in UTC; `SOURCE_DATE_EPOCH` overrides it, for reproducible pages."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     zone = datetime.UTC
-    now = datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)
+    now = (
+        datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)
+    )
     return now.strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -85,8 +87,14 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
     names = ("model.onnx", "model.safetensors", "plan.json", "sensitivity.safetensors")
     files = tuple((n, run.store.path(n).stat().st_size) for n in (*names, "verify.json"))
     budget = run.settings.budget
-    goal = budget.text if budget else (
-        f"KL ≤ {run.settings.max_kl}" if run.settings.max_kl else f"drop ≤ {run.settings.max_drop}"
+    goal = (
+        budget.text
+        if budget
+        else (
+            f"KL ≤ {run.settings.max_kl}"
+            if run.settings.max_kl
+            else f"drop ≤ {run.settings.max_drop}"
+        )
     )
     return Summary(
         title=f"{model}, compressed",
