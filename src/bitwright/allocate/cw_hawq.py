@@ -35,7 +35,7 @@ from bitwright.allocate.random_ratios import random_points, starting_ratios
 from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchResult
 
 #: first points, shared with random search; steps are small against the whole range
-_WARM_UP = 24
+_WARM_UP = 10
 _RADIUS = 0.25
 _NOISE = (0.8, 0.3)
 _TRAIN_STEPS = 30

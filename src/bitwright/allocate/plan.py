@@ -14,7 +14,7 @@ from bitwright.errors import BitwrightError
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Widths of all items.
 

@@ -9,7 +9,7 @@ import numpy as np
 from bitwright.errors import BitwrightError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Choose one width for each item with the least total loss within a total cost.
 
