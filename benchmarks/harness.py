@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Rows:
-    """Prints one JSON object a line; keeps them for `results/NAME.json` in full mode."""
+    """Prints one JSON object a line; keeps them by part for `results/NAME.json` in full mode."""
 
     def __init__(self, name: str, quick: bool) -> None:
         self.name, self.quick = name, quick
@@ -43,16 +43,18 @@ class Rows:
         self.rows.append(row)
         print(json.dumps(row), flush=True)
 
-    def save(self) -> None:
-        """Write the full results with date and commit; quick runs are not kept."""
+    def save(self, part: str) -> None:
+        """Put a finished part's rows, date and commit into the results; quick runs are not kept."""
+        rows, self.rows = self.rows, []
         if self.quick:
             return
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
         ).stdout.strip()
         day = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-        content = {"benchmark": self.name, "date": day, "commit": commit, "rows": self.rows}
         path = HERE / "results" / f"{self.name}.json"
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        content[part] = {"date": day, "commit": commit, "rows": rows}
         path.write_text(json.dumps(content, indent=1) + "\n")
 
 
