@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bitwright.console import Bars
 from bitwright.errors import BitwrightError
@@ -70,6 +75,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
     """A command with the options of a run that does `act` on it."""
 
     def command(
+        context: typer.Context,
         out: Out,
         model: Model = None,
         weights: Weights = None,
@@ -89,6 +95,10 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
+        if model is None and task is None:
+            sources = {k: context.get_parameter_source(k) for k in given}
+            typed = {k for k, source in sources.items() if source and source.name == "COMMANDLINE"}
+            given = _remembered(out, given, typed)
         _perform(given, out, quiet, act)
 
     command.__doc__ = help_text
@@ -101,29 +111,75 @@ def _perform(
     from bitwright.pipeline import Run
 
     given = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
-    if given.get("model") is None and given.get("task") is None:
-        given = _remembered(out, given)
-    with Bars(quiet) as bars:
+    with _interruptible(), Bars(quiet) as bars:
         task, settings, name = _assemble(given)
-        for note in task.notes:
-            bars.print(note)
         run = Run(task, settings, out, bars.update)
-        _ = run.network  # nothing is written for a model that cannot be traced
+        for note in run.task.notes:
+            bars.print(note)
+        with _without_logs():
+            _ = run.network  # nothing is written for a model that cannot be traced
+        if act not in (_preflight, _measure):
+            run.check_goal()
         _ = run.preflight
         _remember(run.store.path("run.json"), given)
         act(run, bars.console, name)
 
 
-def _remembered(out: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of the run in `out`; a stage command need not repeat them."""
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """What torch.export logs about a model that it cannot trace; the error says it in a line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Control-C ends with a line and status 130 (typer would say "Aborted!" and 1)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("bitwright: interrupted; the same command continues", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, Any]:
+    """The options of the run in `out`, but for those typed; a stage command need not repeat them.
+
+    A goal typed now replaces the goal of then.
+    """
     path = out / "run.json"
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        kept = {k: found[k] for k in _REMEMBERED if k not in typed}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BitwrightError(
             f"give --model and --data (or --task): {out} holds no earlier run to take them from"
         ) from error
-    return {**given, **{k: found[k] for k in _REMEMBERED if k in found}}
+    for name, value in kept.items():
+        if not _may_be(name, value):
+            raise BitwrightError(
+                f"{path} is damaged: {name} is {value!r}; give --model and --data (or --task) again"
+            )
+    goals = {"budget", "max_drop", "max_kl"}
+    if typed & goals:
+        kept |= dict.fromkeys(goals - typed)
+    return {**given, **kept}
+
+
+def _may_be(name: str, value: object) -> bool:
+    """Whether an option can have this value."""
+    if name in ("epochs", "seed", "evaluations", "calibration_rows"):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if name == "skip":
+        return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+    if name in ("max_drop", "max_kl"):
+        return value is None or isinstance(value, int | float)
+    return isinstance(value, str) or (value is None and name not in ("method", "activations"))
 
 
 def _remember(path: Path, given: dict[str, Any]) -> None:
@@ -212,7 +268,7 @@ def _print_table(console: Console, summary: Any) -> None:
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in summary.methods:
         table.add_row(
-            f"[bold]{row.name}[/bold]" if row.chosen else row.name,
+            Text(row.name, style="bold" if row.chosen else ""),
             "32" if row.mean_bits is None else f"{row.mean_bits:.2f}",
             f"{row.bytes:,}",
             "–" if row.kl is None else f"{row.kl:.4f} ± {row.kl_stderr:.4f}",
@@ -336,12 +392,9 @@ def main() -> None:
     """Entry point: a :class:`BitwrightError` becomes one line and exit status 2."""
     try:
         app()
-    except BitwrightError as error:
-        print(f"bitwright: {error}", file=sys.stderr)
+    except (BitwrightError, OSError) as error:  # of the system: a full disk, a folder not ours
+        print(f"bitwright: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("bitwright: interrupted; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Bars:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)  # names may hold brackets
         self.quiet = quiet
         self.live = self.console.is_terminal and not quiet
         self.progress = Progress(

@@ -69,11 +69,13 @@ def make_key(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).tobytes())
+            kind, content = f"{part.dtype}{part.shape}", np.ascontiguousarray(part).tobytes()
+        elif isinstance(part, bytes):
+            kind, content = "bytes", part
         else:
-            digest.update(part if isinstance(part, bytes) else repr(part).encode())
-        digest.update(b"\0")
+            kind, content = "repr", repr(part).encode()
+        digest.update(f"{kind} {len(content)}\0".encode())  # where one part ends is part of it
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -94,7 +96,7 @@ def save(sensitivity: Sensitivity, path: Path) -> None:
         "samples": counts,
     }
     temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={"bitwright": json.dumps(header, sort_keys=True)})
+    save_file(tensors, temporary, metadata={"bitwright": json.dumps(header)})
     os.replace(temporary, path)
 
 
@@ -114,9 +116,13 @@ def load(path: Path) -> Sensitivity:
             groups: dict[str, dict[str, Estimate]] = {"layer": {}, "edge": {}}
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 kind, _, item = name.partition(":")
-                value, probe, data = file.get_tensor(name)
+                value, probe, data = table = file.get_tensor(name)
+                if table.ndim != 2 or table.dtype != np.float64:
+                    raise ValueError(f"{name} is {table.dtype} {table.shape}")
                 groups[kind][item] = Estimate(value, probe, data, int(header["samples"][name]))
             order = list(header["samples"])
+            if set(order) != set(file.keys()):
+                raise ValueError("its tensors are not those of its header")
             rank = {name: i for i, name in enumerate(order)}
             layers, edges = (
                 dict(sorted(groups[k].items(), key=lambda item: rank[f"{k}:{item[0]}"]))

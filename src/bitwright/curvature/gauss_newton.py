@@ -24,6 +24,7 @@ from torch.fx import Node
 
 from bitwright.curvature import divergence
 from bitwright.curvature.estimate import Estimate, Sensitivity
+from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network, join, outputs, run
 
 
@@ -138,6 +139,13 @@ def _visit(
 
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if (node.name in by_call or node.name in edge_names) and len(value) != len(x):
+            name = by_call[node.name].name if node.name in by_call else node.name
+            raise BitwrightError(
+                f"{name!r} sees rows merged with another axis ({len(value)} for {len(x)} rows), so "
+                "its curvature cannot be told by row; keep the batch axis apart in forward(), or "
+                f"leave the layer in float with --skip {name}"
+            )
         if node.name in by_call:
             inputs[node.name] = (node, args[0].detach())
         if node.name in by_call or node.name in edge_names:

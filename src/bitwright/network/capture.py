@@ -8,6 +8,7 @@ classes, and a function called without a module is seen like any other.
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from typing import Any
 
@@ -55,8 +56,10 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
                 copy.deepcopy(model), (example[:2],), dynamic_shapes=({0: batch},), strict=False
             )
             module = program.module()
+            _drop_identities(module)
             if not _make_functional(module):
                 module = program.run_decompositions({}).module()
+                _drop_write_backs(module)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BitwrightError(
@@ -81,6 +84,14 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     return module
 
 
+def _drop_identities(module: GraphModule) -> None:
+    """Replace what returns its argument, dropout above all, by the argument."""
+    for node in list(module.graph.nodes):
+        if node.target in IDENTITY:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
 def _make_functional(module: GraphModule) -> bool:
     """Replace in-place operations by their pure forms; False where aliases make that unsafe.
 
@@ -99,7 +110,7 @@ def _make_functional(module: GraphModule) -> bool:
         if (
             overload is None
             or source.op != "call_function"
-            or any(a is not node and a.target in VALUE_PRESERVING for a in aliases)
+            or any(a is not node and _shares_memory(a) for a in aliases)
         ):
             return False
         node.target = overload
@@ -108,13 +119,36 @@ def _make_functional(module: GraphModule) -> bool:
     return True
 
 
+def _shares_memory(node: Node) -> bool:
+    """Whether the value of `node` may lie in the memory of its argument, as views do."""
+    if node.target in VALUE_PRESERVING:
+        return True
+    if node.target is operator.getitem:  # of a split
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.is_mutable:
+        return False
+    return any(value.alias_info is not None for value in schema.returns)
+
+
+def _drop_write_backs(module: GraphModule) -> None:
+    """Forget what the model writes into its input and its buffers: a call leaves both as found."""
+    for node in list(module.graph.nodes):
+        if node.target is aten.copy_.default and node.args[0].op in ("placeholder", "get_attr"):
+            node.replace_all_uses_with(node.args[1])
+            module.graph.erase_node(node)
+
+
 def _tidy(module: GraphModule) -> None:
     """Drop what does nothing, and write one operation one way."""
     graph = module.graph
+    _drop_identities(module)
     for node in list(graph.nodes):
         if node.op == "call_module":  # the exporter's input guards
             graph.erase_node(node)
-        elif node.target in IDENTITY or _takes_everything(node):
+        elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
+            _name_pad_by_value(node)
+        elif _takes_everything(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target is aten._native_batch_norm_legit_no_training.default:
@@ -129,6 +163,23 @@ def _tidy(module: GraphModule) -> None:
                 item.replace_all_uses_with(norm)
                 graph.erase_node(item)
             graph.erase_node(node)
+
+
+def _name_pad_by_value(node: Node) -> None:
+    """Write padding with a constant other than zero, which no grid may hold, its own way."""
+    x, size, *rest = node.args
+    mode: Any
+    value: Any
+    if node.target is aten.constant_pad_nd.default:
+        mode, value = "constant", rest[0] if rest else node.kwargs.get("value", 0)
+    else:
+        mode = rest[0] if rest else node.kwargs.get("mode", "constant")
+        value = rest[1] if len(rest) > 1 else node.kwargs.get("value")
+    if mode != "constant":
+        return
+    node.target = aten.constant_pad_nd.default if value else aten.pad.default
+    node.args = (x, size, value) if value else (x, size)
+    node.kwargs = {}
 
 
 def _takes_everything(node: Node) -> bool:
@@ -174,6 +225,9 @@ def fold_batch_norm(module: GraphModule) -> int:
         weight_node = layer.args[1]
         if weight_node.op != "get_attr" or len(weight_node.users) != 1:
             continue
+        tensors = [*node.args[1:5], *layer.args[2:3]]
+        if any(t is not None and t.op != "get_attr" for t in tensors):
+            continue  # computed at every call
         gamma, beta, mean, var = (
             None if a is None else attribute(module, a.target).detach().double()
             for a in node.args[1:5]
@@ -189,7 +243,7 @@ def fold_batch_norm(module: GraphModule) -> int:
         bias = (bias - mean) * factor + (0.0 if beta is None else beta)
         weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
         set_attribute(module, weight_node.target, weight.to(kept))
-        name = _bias_name(weight_node.target)
+        name = _bias_name(module, weight_node.target, layer)
         set_attribute(module, name, bias.to(kept))
         with graph.inserting_before(layer):
             new_bias = graph.get_attr(name)
@@ -200,22 +254,30 @@ def fold_batch_norm(module: GraphModule) -> int:
     return folded
 
 
-def _bias_name(weight: str) -> str:
+def _bias_name(module: GraphModule, weight: str, layer: Node) -> str:
+    """The name for the bias of `layer`; not one that another node reads."""
     stem, _, leaf = weight.rpartition(".")
     name = "bias" if leaf == "weight" else f"{leaf}_bias"
-    return f"{stem}.{name}" if stem else name
+    name = f"{stem}.{name}" if stem else name
+    nodes = [n for n in module.graph.nodes if n.op == "get_attr"]
+    taken = {n.target for n in nodes if any(u is not layer for u in n.users)}
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _give_every_layer_a_bias(module: GraphModule) -> None:
     """Corrections need a bias to live in; a layer without one gets zeros."""
     graph = module.graph
+    made: dict[str, str] = {}  # one for all calls of a weight
     for node in list(graph.nodes):
         if node.target not in LAYERS or node.args[1].op != "get_attr":
             continue
         if len(node.args) > 2 and node.args[2] is not None:
             continue
         weight = attribute(module, node.args[1].target)
-        name = _bias_name(node.args[1].target)
+        name = made.get(node.args[1].target) or _bias_name(module, node.args[1].target, node)
+        made[node.args[1].target] = name
         set_attribute(module, name, torch.zeros(weight.shape[0], dtype=weight.dtype))
         with graph.inserting_before(node):
             bias = graph.get_attr(name)

@@ -154,10 +154,12 @@ def _layers(module: GraphModule, skip: Sequence[str]) -> tuple[tuple[Layer, ...]
     for weight, nodes in calls.items():
         biases = {n.args[2].target for n in nodes}
         kinds = {n.target for n in nodes}
-        if len(biases) > 1 or len(kinds) > 1:
+        readers = set(nodes[0].args[1].users)  # a transpose, say: rows are not its channels
+        computed = any(n.args[2].op != "get_attr" for n in nodes)
+        if len(biases) > 1 or len(kinds) > 1 or readers != set(nodes) or computed:
             raise BitwrightError(
-                f"weight {weight!r} is used with different biases or operations ({len(nodes)} "
-                f"calls), which has no quantized form; leave it in float with --skip "
+                f"weight {weight!r} is used with different biases or operations ({len(readers)} "
+                f"uses), which has no quantized form; leave it in float with --skip "
                 f"{weight.removesuffix('.weight')}"
             )
         first = nodes[0]
@@ -193,10 +195,16 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def fused_activation(node: Node) -> Node | None:
-    """The clip that alone reads `node`, which the runtime folds into it; else None."""
+    """The clip that alone reads `node`, which the runtime folds into it; else None.
+
+    Only a clip at zero, or one without lower bound, is what saturation on a grid does: zero is a
+    level of every grid, and the lowest one where `at_zero`.
+    """
     if len(node.users) == 1:
         reader = next(iter(node.users))
-        if reader.target in CLIPS:
+        if is_clip_at_zero(reader):
+            return reader
+        if reader.target is aten.clamp.default and reader.args[1] is None:
             return reader
     return None
 
@@ -211,7 +219,13 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
     """
     quantized_calls = {name for layer in layers for name in layer.calls}
     nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function")]
-    carries = [n for n in nodes if n.meta.get("is_float")]
+    varies: set[Node] = set()  # with the row; what parameters alone determine is no activation
+    for node in nodes:
+        if node.op == "placeholder" or (
+            node.target is not aten.sym_size.int and not varies.isdisjoint(node.all_input_nodes)
+        ):
+            varies.add(node)
+    carries = [n for n in nodes if n.meta.get("is_float") and n in varies]
     need: set[Node] = set()
 
     def wanted_by(reader: Node, value: Node) -> bool:
@@ -251,7 +265,8 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
             tie(node, node.args[0])
         if node.target is aten.cat.default:
             sources = [s for s in node.args[0] if s in need]
-            if len({_nonnegative(s) for s in sources}) == 1:  # a signed tensor would unfuse ReLUs
+            # a signed tensor would unfuse ReLUs; another's ceiling would clip
+            if len({(_nonnegative(s), _ceiling(s)) for s in sources}) == 1:
                 for source in sources:
                     tie(node, source)
     ids = {g: i for i, g in enumerate(sorted({find(n) for n in need}))}
@@ -276,6 +291,10 @@ def _ceiling(node: Node) -> float:
     if node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) > 2:
         high = node.args[2]
         return math.inf if high is None else float(high)  # type: ignore[arg-type]
+    if node.target is aten.hardtanh.default:
+        return 1.0
+    if node.target in VALUE_PRESERVING and isinstance(node.args[0], Node):
+        return _ceiling(node.args[0])
     return math.inf
 
 

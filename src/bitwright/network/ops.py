@@ -58,8 +58,7 @@ VALUE_PRESERVING = {
     aten.select.int,
     aten.max_pool1d.default,
     aten.max_pool2d.default,
-    aten.pad.default,
-    aten.constant_pad_nd.default,
+    aten.pad.default,  # with zeros or values of the input; other constants: constant_pad_nd
     aten.adaptive_max_pool2d.default,
     aten.channel_shuffle.default,
 }
@@ -145,6 +144,7 @@ ELEMENTWISE = {
     aten.unbind.int,
     aten.stack.default,
     aten.pixel_shuffle.default,
+    aten.constant_pad_nd.default,
     aten.upsample_nearest2d.vec,
     aten.upsample_bilinear2d.vec,
     aten.masked_fill.Scalar,

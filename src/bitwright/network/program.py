@@ -1,11 +1,13 @@
 """A captured graph as plain JSON, and back, with nothing in it that could do more than compute.
 
 Only operations of the tables in :mod:`bitwright.network.ops` can be stored or loaded: a program
-read from a file can transform tensors, but not read, write, import or run anything else.
+read from a file can transform tensors, but not read, write, import or run anything else. Names are
+checked as well, because torch.fx writes them into Python source that it executes.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -73,18 +75,19 @@ def from_json(program: Any, parameters: dict[str, Tensor]) -> GraphModule:
             node.
     """
     root = nn.Module()
-    for name, value in parameters.items():
-        _place(root, name, value)
     graph, nodes = Graph(), dict[str, Node]()
     try:
+        for name, value in parameters.items():
+            _place(root, name, value)
         for name, op, target, args, kwargs, row_shape, is_float in program:
             made = _decode(args, nodes), _decode(kwargs, nodes)
+            _check_names(name, target if op == "placeholder" else "", *made[1])
             if op == "call_function":
                 if target not in KNOWN:
                     raise BitwrightError(f"the stored program calls {target!r}, not a known one")
                 node = graph.create_node("call_function", KNOWN[target], *made, name=name)
             elif op == "placeholder":
-                node = graph.create_node("placeholder", str(target), name=name)
+                node = graph.create_node("placeholder", target, name=name)
             elif op == "get_attr":
                 if target not in parameters:
                     raise BitwrightError(f"the stored program reads {target!r}, which is missing")
@@ -97,15 +100,23 @@ def from_json(program: Any, parameters: dict[str, Tensor]) -> GraphModule:
             node.meta["is_float"] = bool(is_float)
             nodes[name] = node
         graph.lint()
+        return GraphModule(root, graph)
     except BitwrightError:
         raise
     except Exception as error:
         raise BitwrightError(f"the stored program is damaged: {error}") from error
-    return GraphModule(root, graph)
+
+
+def _check_names(*names: Any) -> None:
+    """Refuse names that are not plain: torch.fx would make code of them."""
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]*", name):
+            raise BitwrightError(f"the stored program uses {name!r} as a name")
 
 
 def _place(root: nn.Module, name: str, value: Tensor) -> None:
     *path, leaf = name.split(".")
+    _check_names(*path, leaf)
     owner = root
     for part in path:
         if not hasattr(owner, part):

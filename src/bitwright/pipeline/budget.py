@@ -34,8 +34,7 @@ def parse_budget(text: str) -> Budget:
     Raises:
         BitwrightError: none of the three forms, or not positive.
     """
-    clean = text.strip().replace(" ", "")
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)([a-zA-Z%]+)", clean)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z%]+)\s*", text)
     if match:
         value, unit = float(match[1]), match[2].upper()
         if value > 0:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bitwright.allocate import Plan
 from bitwright.curvature import Sensitivity
 from bitwright.data import Data, checked
+from bitwright.data import _gather as gather
+from bitwright.data import _seeded as seeded
 from bitwright.deploy import IntegerNetwork, Verification, artefact
 from bitwright.errors import BitwrightError
 from bitwright.pipeline.budget import parse_budget
@@ -55,6 +58,7 @@ class Result:
 
 def finish(run: Run, model: str, command: str | None = None) -> tuple[Result, Summary]:
     """Run every stage that is not done yet, write the report, return what came out."""
+    run.check_goal()
     _ = run.preflight, run.sensitivity, run.plan, run.quantized, run.onnx, run.verification
     summary = summarize(run, model, command)
     write_text(run.store.path("summary.json"), to_json(summary))
@@ -105,7 +109,7 @@ def compress(
     else:
         if calibration is None:
             raise BitwrightError("compress needs calibration rows beside the model")
-        x, y = _rows(calibration)
+        x, y = _rows(calibration, options.get("seed", 0))
         test_x, test_y = test if isinstance(test, tuple) else (test, None)
         task = assemble(model, checked(Data(x, y, test_x, test_y), "calibration"))
     if budget is None and options.get("max_kl") is None and options.get("max_drop") is None:
@@ -119,18 +123,12 @@ def compress(
     return finish(run, type(task.model).__name__, f"bitwright.compress(…, budget={budget!r})")[0]
 
 
-def _rows(calibration: Tensor | Iterable[Any]) -> tuple[Tensor, Tensor | None]:
-    if isinstance(calibration, Tensor):
-        return calibration, None
-    xs, ys = [], []
-    for batch in calibration:
-        x, y = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (batch, None)
-        xs.append(torch.as_tensor(x))
-        if y is not None:
-            ys.append(torch.as_tensor(y))
-    if not xs:
-        raise BitwrightError("calibration is empty: it yields no batch")
-    return torch.cat(xs), torch.cat(ys) if len(ys) == len(xs) else None
+def _rows(calibration: Tensor | Iterable[Any], seed: object) -> tuple[Tensor, Tensor | None]:
+    """Rows and labels; a shuffling loader shuffles by `seed` and leaves the generators alone."""
+    if isinstance(calibration, Tensor | np.ndarray):
+        return torch.as_tensor(calibration), None
+    with seeded(seed if isinstance(seed, int) else 0):
+        return gather(calibration, "calibration", None)
 
 
 def load(folder: str | Path) -> IntegerNetwork:

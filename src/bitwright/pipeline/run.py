@@ -13,15 +13,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitwright import curvature, quantize
-from bitwright.allocate import Plan
+from bitwright.allocate import Plan, Problem
 from bitwright.allocate import plan as plans
-from bitwright.allocate.search import Evaluation
+from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key
 from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
 from bitwright.errors import BitwrightError
@@ -29,13 +30,17 @@ from bitwright.network import Network, build, outputs
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.pipeline.preflight import Preflight, preflight
 from bitwright.pipeline.search import (
+    Bounds,
     Workbench,
     bits_for_bytes,
     bits_for_quality,
+    require_bytes,
+    require_within,
     search_ratios,
     solve,
 )
 from bitwright.pipeline.settings import (
+    METHODS,
     Settings,
     apply_overrides,
     check_settings,
@@ -93,6 +98,15 @@ class Run:
         """The captured network, layers that overrides leave in float taken out."""
         skip = self.settings.skip
         found = build(self.task.model, self.calibration, skip=skip)
+        for name in skip:
+            inside = name if name.endswith(".") else name + "."  # a prefix, or a name
+            hit = [s for s in found.skipped if s == name or (inside == name and s.startswith(name))]
+            if not hit:
+                layers = [layer.name for layer in found.layers]
+                raise BitwrightError(
+                    f"--skip {name} matches no layer; layers are {', '.join(layers[:6])}"
+                    f"{' …' if len(layers) > 6 else ''}"
+                )
         named = [layer.name for layer in found.layers]
         floats = float_layers(self.settings.overrides, named)
         if floats:
@@ -119,8 +133,8 @@ class Run:
     # ---------------------------------------------------------------- preflight, measure
 
     @cached_property
-    def preflight(self) -> Preflight:
-        """Export the float model and compare; writes `float.onnx`."""
+    def _flight(self) -> tuple[Preflight, bytes]:
+        """What preflight found, and the float ONNX file; nothing is written yet."""
         network = self.network
         self.progress("preflight", 0.0)
         with tempfile.TemporaryDirectory() as scratch:  # a model that fails leaves no folder
@@ -129,12 +143,35 @@ class Run:
                 self.task.model, network, self.calibration, path, len(self.calibration)
             )
             content = path.read_bytes()
+        self.progress("preflight", 1.0)
+        return found, content
+
+    @cached_property
+    def preflight(self) -> Preflight:
+        """Export the float model and compare; writes `float.onnx`."""
+        found, content = self._flight
         target = self.store.path("float.onnx")
         temporary = target.with_name("float.onnx.part")
         temporary.write_bytes(content)
         temporary.replace(target)
-        self.progress("preflight", 1.0)
         return found
+
+    def check_goal(self) -> None:
+        """Refuse a goal that no plan can meet, before anything slow and before anything is written.
+
+        Raises:
+            BitwrightError: it names the feasible range, or what is missing.
+        """
+        s = self.settings
+        if s.max_drop is not None:
+            self._labels_and_metric()
+        if s.budget is None:
+            return
+        if s.budget.mean_bits is not None:
+            budget_bits = int(s.budget.mean_bits * self.network.weights)
+            require_within(self.network, budget_bits, self.bounds)
+        elif not (self.folder.is_dir() and self._searched):
+            require_bytes(self.network, self.tables, self.edges, self._target_bytes, self.bounds)
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
@@ -143,7 +180,7 @@ class Run:
         path = self.store.path("sensitivity.safetensors")
         if self.store.done("measure", key, path.name):
             return curvature.load(path)
-        with self.store.timed("measure"):
+        with self.store.stage("measure", key, path.name):
             found = curvature.gauss_newton(
                 self.network,
                 self.calibration,
@@ -154,36 +191,45 @@ class Run:
                 progress=lambda f: self.progress("measure", f),
             )
             curvature.save(replace(found, key=key), path)
-        self.store.finish("measure", key)
         return curvature.load(path)
 
     # ---------------------------------------------------------------- search
 
     @cached_property
+    def bounds(self) -> Bounds:
+        """Widths that overrides allow each layer, and layers tied to one width."""
+        overrides = {k: v for k, v in self.settings.overrides.items() if v != "float"}
+        return Bounds.of(self.network, *apply_overrides(overrides, self.network))
+
+    @cached_property
+    def tables(self) -> dict[str, quantize.WeightTable]:
+        """Grids of all weights at all widths."""
+        return quantize.weight_tables(self.network, lambda f: self.progress("fit grids", f))
+
+    @cached_property
+    def edges(self) -> dict[int, quantize.EdgeGrid]:
+        """Grids of the activations; none if they stay float."""
+        if self.settings.activations != 8:
+            return {}
+        return quantize.calibrate(
+            self.network,
+            self.calibration[:CALIBRATION_ROWS],
+            chunk=_chunk(self.network),
+            progress=lambda f: self.progress("calibrate activations", f),
+        )
+
+    @cached_property
     def bench(self) -> Workbench:
         """Grids of weights and edges, and what correction needs."""
-        sensitivity = self.sensitivity
-        tables = quantize.weight_tables(self.network, lambda f: self.progress("fit grids", f))
-        edges = {}
-        if self.settings.activations == 8:
-            edges = quantize.calibrate(
-                self.network,
-                self.calibration[:CALIBRATION_ROWS],
-                chunk=_chunk(self.network),
-                progress=lambda f: self.progress("calibrate activations", f),
-            )
-        bounds = {k: v for k, v in self.settings.overrides.items() if v != "float"}
-        allowed, ties = apply_overrides(bounds, self.network)
         return Workbench(
             self.network,
-            sensitivity,
-            tables,
-            edges,
+            self.sensitivity,
+            self.tables,
+            self.edges,
             self.calibration,
             self.task.divergence,
             self.task.class_axis,
-            allowed,
-            ties,
+            self.bounds,
         )
 
     @property
@@ -199,7 +245,18 @@ class Run:
             s.max_drop,
             json.dumps(s.overrides, sort_keys=True),
             s.evaluations if s.method == "cw-hawq" else 0,
+            self._labels_key if s.max_drop is not None else "",
         )
+
+    @property
+    def _labels_key(self) -> str:
+        labels = self.task.calibration_labels
+        return "" if labels is None else make_key(labels.numpy())
+
+    @property
+    def _searched(self) -> bool:
+        """Whether the plan of these settings is there; people may edit it."""
+        return self.store.done("search", self._search_key, "plan.json", edited=True)
 
     @cached_property
     def plan(self) -> Plan:
@@ -207,21 +264,13 @@ class Run:
         key = self._search_key
         path = self.store.path("plan.json")
         problem = self.bench.problem(8 * self.network.weights)
-        if self.store.done("search", key, path.name):
+        if self._searched:
             self.learning = self._read_learning(key)
-            return plans.from_json(path.read_text(), problem)
-        with self.store.timed("search"):
+            return _read_plan(path, problem)
+        with self.store.stage("search", key, path.name):
             budget_bits = self._budget_bits()
             if self.settings.method == "cw-hawq":
-                log = self.store.path(f"search-{key[:12]}.jsonl")
-                count = self.settings.evaluations
-                result = search_ratios(
-                    self.bench,
-                    self.settings,
-                    budget_bits,
-                    log,
-                    lambda e: self.progress("search", (e.index + 1) / count),
-                )
+                result = self._search_ratios(budget_bits, f"search-{key[:12]}")
                 found, self.learning = result.plan, result.history
                 table = [[e.index, e.value, e.best] for e in result.history]
                 write_text(
@@ -230,27 +279,54 @@ class Run:
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
             write_text(path, plans.to_json(found))
-        self.store.finish("search", key)
-        return plans.from_json(path.read_text(), problem)
+        return _read_plan(path, problem)
+
+    def _search_ratios(self, budget_bits: int, name: str) -> SearchResult:
+        """CW-HAWQ's best plan; where bytes count, with a file that fits them.
+
+        The budget in bits comes from the knapsack's plan. Another mix of widths needs another
+        graph, so the file is measured, and the search repeated with what it is too large by.
+        """
+        count = self.settings.evaluations
+        target = self._target_bytes
+        least = self.bounds.range(self.network)[0]
+        for attempt in range(4):
+            result = search_ratios(
+                self.bench,
+                self.settings,
+                budget_bits,
+                self.store.path(f"{name}-{attempt}.jsonl"),
+                lambda e: self.progress("search", (e.index + 1) / count),
+            )
+            excess = 0 if target is None else self.bench.onnx_bytes(result.plan) - target
+            if excess <= 0:
+                return result
+            if attempt == 0:
+                first = budget_bits
+            budget_bits = max(least, budget_bits - 8 * excess - 64)
+        # the knapsack's own plan, which fits and which every search starts from
+        plan = replace(solve(self.bench, "channels", first), method="cw-hawq")
+        return SearchResult(plan, self.bench.divergence(plan), result.history)
 
     def _read_learning(self, key: str) -> tuple[Evaluation, ...]:
         path = self.store.path("learning.json")
         if self.settings.method != "cw-hawq" or not path.is_file():
             return ()
-        found = json.loads(path.read_text())
-        if found.get("key") != key:
-            return ()
-        return tuple(Evaluation(int(i), (), float(v), float(b)) for i, v, b in found["rows"])
+        try:
+            found = json.loads(path.read_text())
+            if found["key"] != key:
+                return ()
+            return tuple(Evaluation(int(i), (), float(v), float(b)) for i, v, b in found["rows"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            return ()  # only the report's curve is lost
 
     def _budget_bits(self) -> int:
         s, bench = self.settings, self.bench
         if s.budget is not None:
             if s.budget.mean_bits is not None:
                 return int(s.budget.mean_bits * self.network.weights)
-            target = s.budget.size_bytes
-            if target is None:
-                assert s.budget.fraction is not None
-                target = int(s.budget.fraction * self.preflight.float_bytes)
+            target = self._target_bytes
+            assert target is not None
             return bits_for_bytes(bench, s.method, target)
         if s.max_kl is not None:
             limit = s.max_kl
@@ -259,16 +335,27 @@ class Run:
             )
         return self._bits_for_drop()
 
-    def _bits_for_drop(self) -> int:
-        """Budget that keeps the metric on held-out calibration rows."""
-        assert self.settings.max_drop is not None
+    @property
+    def _target_bytes(self) -> int | None:
+        """The goal in bytes of the ONNX file, or None where it is not in bytes."""
+        budget = self.settings.budget
+        if budget is None or budget.fraction is None:
+            return None if budget is None else budget.size_bytes
+        return int(budget.fraction * self._flight[0].float_bytes)
+
+    def _labels_and_metric(self) -> tuple[Tensor, Callable[[Any, Tensor], float]]:
         labels = self.task.calibration_labels
-        judged = replace(self.task, test_labels=labels)
-        metric = metric_of(judged)
+        metric = metric_of(replace(self.task, test_labels=labels))
         if labels is None or metric is None:
             raise BitwrightError(
                 "--max-drop needs labels of the calibration rows and a metric; use --max-kl"
             )
+        return labels, metric
+
+    def _bits_for_drop(self) -> int:
+        """Budget that keeps the metric on held-out calibration rows."""
+        assert self.settings.max_drop is not None
+        labels, metric = self._labels_and_metric()
         held_out = self.bench.held_out()
         where = {row.numpy().tobytes(): i for i, row in enumerate(self.task.calibration)}
         index = torch.tensor([where[row.numpy().tobytes()] for row in held_out])
@@ -299,9 +386,8 @@ class Run:
         key = self._quantize_key
         if not self.store.done("quantize", key, path.name):
             self.progress("quantize", 0.0)
-            with self.store.timed("quantize"):
+            with self.store.stage("quantize", key, path.name):
                 artefact.save(self.bench.build(self.plan), path, self._metadata())
-            self.store.finish("quantize", key)
             self.progress("quantize", 1.0)
         return self._own(artefact.load(path))
 
@@ -311,7 +397,7 @@ class Run:
         path = self.store.path("model.safetensors")
         key = make_key("finetune", self._quantize_key, self.settings.epochs)
         if not self.store.done("finetune", key, path.name):
-            with self.store.timed("finetune"):
+            with self.store.stage("finetune", key, path.name):
                 found, _ = (
                     finetune(
                         self.corrected,
@@ -326,7 +412,6 @@ class Run:
                     else (self.corrected, [])
                 )
                 artefact.save(found, path, self._metadata())
-            self.store.finish("finetune", key)
         return self._own(artefact.load(path))
 
     def _metadata(self) -> dict[str, object]:
@@ -346,9 +431,8 @@ class Run:
         quantized = self.quantized
         if not self.store.done("export", key, path.name):
             self.progress("export", 0.0)
-            with self.store.timed("export"):
+            with self.store.stage("export", key, path.name):
                 onnx_file.save(quantized, path)
-            self.store.finish("export", key)
             self.progress("export", 1.0)
         return path
 
@@ -430,6 +514,19 @@ class Run:
 CALIBRATION_ROWS = 512
 
 
+def _read_plan(path: Path, problem: Problem) -> Plan:
+    """A plan that a search wrote, or somebody edited."""
+    try:
+        found = plans.from_json(path.read_text(), problem)
+    except (BitwrightError, OSError, ValueError, OverflowError) as error:
+        raise BitwrightError(f"{path}: {error}; delete it to search again") from error
+    if found.method not in METHODS:
+        raise BitwrightError(
+            f"{path}: method {found.method!r} is unknown; delete it to search again"
+        )
+    return found
+
+
 def _chunk(network: Network) -> int:
     """Rows in a pass so that activations with their gradients stay below about 1 GB."""
     per_row = 4 * sum(int(np.prod(e.shape)) for e in network.edges) * 6
@@ -438,6 +535,12 @@ def _chunk(network: Network) -> int:
 
 def _with_test_rows(task: Task) -> Task:
     """A task without test rows is judged on a fifth of its calibration rows, and says so."""
+    least = 2 if task.test is not None else 3
+    if len(task.calibration) < least:
+        raise BitwrightError(
+            f"{len(task.calibration)} calibration rows are too few; give {least} at least, better "
+            "a thousand"
+        )
     if task.test is not None:
         return task
     count = max(1, len(task.calibration) // 5)

@@ -21,9 +21,121 @@ from bitwright.errors import BitwrightError
 from bitwright.network import Network, outputs
 from bitwright.pipeline.settings import Settings
 from bitwright.quantize import EdgeGrid, Quantized, WeightTable
+from bitwright.quantize.scores import WIDTHS
 
 #: rows the correction looks at, in the search and for the result
 SEARCH_ROWS, CORRECTION_ROWS, REWARD_ROWS = 256, 256, 768
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What overrides leave to choose.
+
+    Attributes:
+        allowed: layer name -> widths, for layers that may not take all.
+        root: int64 [layers], for each layer the first one it is tied to (itself if to none).
+    """
+
+    allowed: dict[str, tuple[int, ...]]
+    root: np.ndarray
+
+    @classmethod
+    def of(
+        cls, network: Network, allowed: dict[str, tuple[int, ...]], ties: list[list[str]]
+    ) -> Bounds:
+        """Tied layers may take what all of them allow.
+
+        Raises:
+            BitwrightError: nothing.
+        """
+        names = [layer.name for layer in network.layers]
+        root = np.arange(len(names))
+        for group in ties:
+            members = np.isin(root, root[[names.index(n) for n in group]])
+            root[members] = root[members].min()
+        common = dict(allowed)
+        for first in np.unique(root):
+            tied = [names[i] for i in np.flatnonzero(root == first)]
+            widths = [set(allowed[n]) for n in tied if n in allowed]
+            if len(tied) == 1 or not widths:
+                continue
+            both = tuple(sorted(set.intersection(*widths)))
+            if not both:
+                raise BitwrightError(
+                    f"the tied layers {', '.join(tied)} allow no common width; loosen their bounds"
+                )
+            common |= dict.fromkeys(tied, both)
+        return cls(common, root)
+
+    def least(self, network: Network) -> dict[str, int]:
+        """The smallest width of each layer."""
+        return {la.name: min(self.allowed.get(la.name, WIDTHS)) for la in network.layers}
+
+    def most(self, network: Network) -> dict[str, int]:
+        """The largest width of each layer."""
+        return {la.name: max(self.allowed.get(la.name, WIDTHS)) for la in network.layers}
+
+    def range(self, network: Network) -> tuple[int, int]:
+        """The least and the largest cost of any plan, in bits."""
+        least, most = self.least(network), self.most(network)
+        return (
+            sum(least[la.name] * la.weights for la in network.layers),
+            sum(most[la.name] * la.weights for la in network.layers),
+        )
+
+
+def require_within(network: Network, budget_bits: int, bounds: Bounds) -> None:
+    """Refuse a budget in bits that nothing fits.
+
+    Raises:
+        BitwrightError: names the feasible range.
+    """
+    least, most = bounds.range(network)
+    if budget_bits < least:
+        n = network.weights
+        raise BitwrightError(
+            f"a budget of {budget_bits:,} bits ({budget_bits / n:.3f} a weight) is below the "
+            f"feasible range of {least:,} to {most:,} bits ({least / n:.3f} to {most / n:.3f} a "
+            "weight); raise the budget"
+        )
+
+
+def require_bytes(
+    network: Network,
+    tables: dict[str, WeightTable],
+    edges: dict[int, EdgeGrid],
+    target: int | None,
+    bounds: Bounds,
+) -> None:
+    """Refuse a budget in bytes that no file fits.
+
+    Raises:
+        BitwrightError: names the sizes of the smallest and the largest file.
+    """
+
+    def size(widths: dict[str, int]) -> int:
+        bits = {la.name: np.full(la.rows, widths[la.name]) for la in network.layers}
+        return onnx_bytes(network, tables, edges, bits)
+
+    if target is not None and (smallest := size(bounds.least(network))) > target:
+        raise BitwrightError(
+            f"a file of {target:,} bytes is not feasible: this network's files are between "
+            f"{smallest:,} and {size(bounds.most(network)):,} bytes; raise the budget"
+        )
+
+
+def onnx_bytes(
+    network: Network,
+    tables: dict[str, WeightTable],
+    edges: dict[int, EdgeGrid],
+    bits: dict[str, np.ndarray],
+) -> int:
+    """Size of the ONNX file of a plan's widths (corrections do not change it)."""
+    layers = quantize.round_weights(network, tables, bits)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx_file.save(Quantized(network, layers, edges), path)
+        return path.stat().st_size
 
 
 @dataclass
@@ -34,6 +146,7 @@ class Workbench:
         network: captured float network; sensitivity, tables, edges: of it.
         calibration: [n, ...] rows.
         kind, class_axis: of the divergence.
+        bounds: what overrides leave to choose.
     """
 
     network: Network
@@ -43,27 +156,25 @@ class Workbench:
     calibration: Tensor
     kind: str
     class_axis: int
-    allowed: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    tied: list[list[str]] = field(default_factory=list)
+    bounds: Bounds
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
 
     def problem(self, budget_bits: int) -> Problem:
         """One item a channel, ties of the overrides applied."""
         problem = quantize.channel_problem(
-            self.network, self.sensitivity, self.tables, budget_bits, self.allowed
+            self.network, self.sensitivity, self.tables, budget_bits, self.bounds.allowed
         )
-        if not self.tied:
-            return problem
+        count = np.bincount(self.bounds.root, minlength=len(self.network.layers))
+        owner = self.layer_ties()
         tie = np.arange(len(problem.names))
-        owner = np.repeat(
-            np.arange(len(self.network.layers)), [la.rows for la in self.network.layers]
-        )
-        index = {la.name: i for i, la in enumerate(self.network.layers)}
-        for group in self.tied:
-            members = np.isin(owner, [index[name] for name in group])
-            tie[members] = tie[members].min()
+        for first in np.flatnonzero(count > 1):
+            tie[owner == first] = tie[owner == first].min()
         return problem.with_ties(tie)
+
+    def layer_ties(self) -> np.ndarray:
+        """One tie id for all channels of a layer and of those tied to it."""
+        return self.bounds.root[quantize.layer_ties(self.network)]
 
     def _reference(self, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
         rows = min(rows, quantize.rows_that_fit(self.network), max(4, len(self.calibration) // 2))
@@ -106,11 +217,7 @@ class Workbench:
     def onnx_bytes(self, plan: Plan) -> int:
         """Size of the ONNX file of a plan (corrections do not change it)."""
         bits = quantize.plan_bits(self.network, plan)
-        layers = quantize.round_weights(self.network, self.tables, bits)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            onnx_file.save(Quantized(self.network, layers, self.edges), path)
-            return path.stat().st_size
+        return onnx_bytes(self.network, self.tables, self.edges, bits)
 
 
 def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
@@ -119,7 +226,7 @@ def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
     if method == "uniform":
         return allocate.uniform(problem.with_ties(np.arange(len(problem.names))))
     if method == "layers":
-        return allocate.layers(problem, quantize.layer_ties(bench.network))
+        return allocate.layers(problem, bench.layer_ties())
     return allocate.knapsack(problem)
 
 
@@ -132,12 +239,16 @@ def search_ratios(
 ) -> SearchResult:
     """CW-HAWQ, started from the knapsack's ratios."""
     problem = bench.problem(budget_bits)
+    # where all ratios are one plan, the smallest or the largest, there is nothing to search
+    least, most = allocate.feasible_range(problem)
+    step = min(layer.fan_in for layer in bench.network.layers)
+    single = budget_bits >= most or budget_bits < least + step
     order = quantize.trace_order(bench.network, bench.sensitivity, bench.tables)
     return allocate.cw_hawq(
         problem,
         order,
         bench.divergence,
-        evaluations=settings.evaluations,
+        evaluations=1 if single else settings.evaluations,
         seed=settings.seed,
         start=allocate.knapsack(problem),
         log=log,
@@ -156,13 +267,11 @@ def bits_for_bytes(bench: Workbench, method: str, target: int) -> int:
     """
     inner = "layers" if method == "layers" else "uniform" if method == "uniform" else "channels"
     least, most = allocate.feasible_range(bench.problem(8 * bench.network.weights))
+    require_bytes(bench.network, bench.tables, bench.edges, target, bench.bounds)
+    # mixed widths need more of a graph: a small network's largest plan may fit where those do not
+    if bench.onnx_bytes(solve(bench, inner, most)) <= target:
+        return most
     smallest = bench.onnx_bytes(solve(bench, inner, least))
-    if smallest > target:
-        largest = bench.onnx_bytes(solve(bench, inner, most))
-        raise BitwrightError(
-            f"a file of {target:,} bytes is not feasible: this network's files are between "
-            f"{smallest:,} and {largest:,} bytes; raise the budget"
-        )
     budget, good = least + 8 * (target - smallest), least
     for _ in range(6):
         budget = min(max(budget, least), most)

@@ -56,6 +56,19 @@ def check_settings(settings: Settings) -> Settings:
     Raises:
         BitwrightError: names the option and what it may be.
     """
+    for name in ("epochs", "seed", "evaluations", "calibration_rows"):
+        value = getattr(settings, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise BitwrightError(f"{name} must be a whole number, not {value!r}")
+    for name in ("max_kl", "max_drop"):
+        value = getattr(settings, name)
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise BitwrightError(f"{name} must be a number, not {value!r}")
+    if not isinstance(settings.overrides, Mapping):
+        raise BitwrightError("overrides must map layer names to bounds")
+    skip: Any = settings.skip
+    if not isinstance(skip, list | tuple) or not all(isinstance(s, str) for s in skip):
+        raise BitwrightError(f"skip must be names of layers, not {skip!r}")
     if settings.method not in METHODS:
         raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
     if settings.activations not in (8, None):
@@ -78,6 +91,12 @@ def check_settings(settings: Settings) -> Settings:
             raise BitwrightError(f"{name} must be a positive number, not {value}")
     if settings.epochs < 0:
         raise BitwrightError(f"--epochs must be 0 or more, not {settings.epochs}")
+    if not 0 <= settings.seed < 2**32:
+        raise BitwrightError(f"--seed must be 0 to 4294967295, not {settings.seed}")
+    if settings.calibration_rows < 2:
+        raise BitwrightError(
+            f"--calibration-rows must be 2 or more, not {settings.calibration_rows}"
+        )
     if settings.evaluations < 4:
         raise BitwrightError(f"--evaluations must be at least 4, not {settings.evaluations}")
     return settings
@@ -133,8 +152,9 @@ def apply_overrides(
     ties: list[list[str]] = []
     for pattern, bound in overrides.items():
         if pattern == "ties":
-            for group in bound if isinstance(bound, list) else []:
-                ties.append([n for p in group for n in _matching(str(p), names)])
+            if not isinstance(bound, list) or not all(isinstance(g, list) for g in bound):
+                raise BitwrightError(f"ties are {bound!r}; give lists of layers: [[a, b], [c, d]]")
+            ties += [[n for p in group for n in _matching(str(p), names)] for group in bound]
             continue
         if bound == "float":
             continue
@@ -145,6 +165,8 @@ def apply_overrides(
                 f"override {pattern!r} is {bound!r}; use float, a number of bits, or min and max"
             )
         low, high = bound.get("min", 1), bound.get("max", 8)
+        if not (isinstance(low, int | float) and isinstance(high, int | float)):
+            raise BitwrightError(f"override {pattern!r}: min and max are numbers of bits, 1 to 8")
         widths = tuple(w for w in WIDTHS if low <= w <= high)
         if not widths:
             raise BitwrightError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bitwright.errors import BitwrightError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,7 +26,13 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = "a file is in the way" if folder.exists() else error.strerror
+            raise BitwrightError(
+                f"the output folder {folder} cannot be made: {reason}; give another --out"
+            ) from error
         for stale in folder.glob("*.part"):
             stale.unlink()
 
@@ -38,16 +47,37 @@ class Store:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def done(self, stage: str, key: str, *files: str) -> bool:
-        """Whether the stage finished with this key and its files are there."""
-        same = self._read("stages.json").get(stage) == key
-        return same and all(self.path(f).is_file() for f in files)
+    def done(self, stage: str, key: str, file: str, *, edited: bool = False) -> bool:
+        """Whether the stage finished with this key and its file is as it left it.
 
-    def finish(self, stage: str, key: str) -> None:
-        """Record a finished stage; what was built on an older result of it no longer counts."""
+        With `edited`, the file only has to be there.
+        """
+        found = self._read("stages.json").get(stage)
+        if not isinstance(found, dict) or found.get("key") != key:
+            return False
+        path = self.path(file)
+        return path.is_file() and (edited or found.get("sha256") == _digest(path))
+
+    def _record(self, stage: str, entry: dict[str, str] | None) -> None:
         stages = self._read("stages.json")
-        stages[stage] = key
-        write_text(self.path("stages.json"), json.dumps(stages, indent=1, sort_keys=True))
+        before = dict(stages)
+        stages.pop(stage, None)
+        if entry is not None:
+            stages[stage] = entry
+        if stages != before:
+            write_text(self.path("stages.json"), json.dumps(stages, indent=1, sort_keys=True))
+
+    @contextmanager
+    def stage(self, stage: str, key: str, file: str) -> Iterator[None]:
+        """The body writes `file`; the stage is recorded as finished with `key` after it.
+
+        Before it, what was recorded is forgotten: a kill between the writing of the file and the
+        recording must not leave the new file under an older key.
+        """
+        self._record(stage, None)
+        with self.timed(stage):
+            yield
+        self._record(stage, {"key": key, "sha256": _digest(self.path(file))})
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -60,4 +90,10 @@ class Store:
 
     def timings(self) -> dict[str, float]:
         """Seconds by stage."""
-        return {str(k): float(v) for k, v in self._read("timings.json").items()}
+        found = self._read("timings.json").items()
+        return {k: float(v) for k, v in found if isinstance(v, int | float)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -51,6 +51,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         command: as typed; default: the process's own arguments.
     """
     network, plan = run.network, run.plan
+    _ = run.verification  # its file is listed
     rows = run.judgements
     sizes = run.breakdown()
     bits = quantize.plan_bits(network, plan)

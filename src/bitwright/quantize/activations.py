@@ -122,8 +122,12 @@ def choose(
         for top in [high * f for f in fractions] if high > 0 else [0.0]:
             grid = make_grid(bottom, min(top, ceiling))
             if grid.scale * (LEVELS - grid.zero) > ceiling:
-                below = np.nextafter(np.float32(grid.scale), np.float32(0))
-                grid = EdgeGrid(float(below), grid.zero)
+                step = np.float32(
+                    ceiling / (LEVELS - grid.zero)
+                )  # a zero rounded down lifts the top
+                if float(step) * (LEVELS - grid.zero) > ceiling:
+                    step = np.nextafter(step, np.float32(0))
+                grid = EdgeGrid(float(step), grid.zero)
             q = np.clip(np.rint(centres / grid.scale) + grid.zero, 0, LEVELS)
             error = float((counts * (grid.scale * (q - grid.zero) - centres) ** 2).sum())
             if error < best[0]:

@@ -1,0 +1,182 @@
+"""`compress` as a function, `load`, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import bitwright
+from bitwright import BitwrightError
+from bitwright.pipeline.search import Workbench
+from pipeline import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with tiny.quickly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> bitwright.Result:
+    """From rows alone: no labels, no test rows."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    return bitwright.compress(tiny.network(), tiny.rows(80), budget="3bit", out=folder)
+
+
+def test_the_result(made: bitwright.Result):
+    assert made.plan.method == "channels" and made.plan.cost <= 3 * tiny.WEIGHTS
+    assert tuple(made.sensitivity.layers) == tiny.LAYERS
+    assert made.verification.ok and made.verification.rows == 16
+    assert made.judgement.metric is None and made.judgement.agreement is not None
+    assert [row.name for row in made.rivals] == ["float", "uniform", "layers", "channels"]
+    assert [row.name for row in made.rivals if row.chosen] == ["channels"]
+    for name in ("model.onnx", "model.safetensors"):
+        assert made.sizes[name] == (made.folder / name).stat().st_size
+    for name in (*tiny.RESULTS, "verify.json", "timings.json", "summary.json", "report.html"):
+        assert (made.folder / name).stat().st_size > 0
+    assert not list(made.folder.glob("*.part"))
+    assert json.loads((made.folder / "verify.json").read_text())["ok"] is True
+
+
+def test_what_is_loaded_answers_as_the_file_does(made: bitwright.Result):
+    x = tiny.rows(50, 7)
+    path = made.folder / "model.onnx"
+    live = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (theirs,) = live.run(None, {live.get_inputs()[0].name: x.numpy()})
+    for network in (
+        bitwright.load(made.folder),
+        bitwright.load(made.folder / "model.safetensors"),
+        made.network(),
+    ):
+        np.testing.assert_array_equal(network(x).numpy(), theirs)
+
+
+def test_load_of_nothing(tmp_path: Path):
+    for path in (tmp_path / "gone", tmp_path):
+        with pytest.raises(BitwrightError, match="there is no"):
+            bitwright.load(path)
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 99)
+    with pytest.raises(BitwrightError, match="not a bitwright artefact"):
+        bitwright.load(tmp_path)
+
+
+def test_a_loader_does_as_well_and_the_caller_keeps_all(made: bitwright.Result, tmp_path: Path):
+    x = tiny.rows(80)
+    model = tiny.network().train()
+    before = copy.deepcopy(model.state_dict())
+    loader = DataLoader(TensorDataset(x, tiny.labels_of(x)), batch_size=30)
+    seen: list[tuple[str, float]] = []
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    again = bitwright.compress(
+        model, loader, out=tmp_path / "run", progress=lambda s, f: seen.append((s, f))
+    )
+    assert random.getstate() == states[0]
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), states[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    # labels change nothing but what is judged
+    assert again.judgement.metric is not None
+    assert tiny.digests(tmp_path / "run") == tiny.digests(made.folder)
+    assert {s for s, _ in seen} >= {"preflight", "measure", "quantize", "export", "report"}
+    assert all(0 <= f <= 1 for _, f in seen)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (None, "calibration rows"),
+        ([], "empty"),
+        (5, "int"),
+        ("text", "str"),
+        ([torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 9, 9)], "batch 1"),
+        ([{"x": 1}], "batch 0"),
+        (np.zeros((9, 1, 8, 8)), "float64"),
+        (torch.zeros(9, 8), "does not take rows"),
+    ],
+)
+def test_rows_that_are_none(rows: object, says: str, tmp_path: Path):
+    with pytest.raises(BitwrightError, match=says):
+        bitwright.compress(tiny.network(), rows, out=tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_are_none(tmp_path: Path):
+    with pytest.raises(BitwrightError, match="budgt"):
+        bitwright.compress(tiny.network(), tiny.rows(9), out=tmp_path / "run", budgt="3bit")
+    with pytest.raises(BitwrightError, match="feasible range"):
+        bitwright.compress(tiny.network(), tiny.rows(9), out=tmp_path / "run", budget="0.9bit")
+    assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------------- kill -9
+
+
+def kill_when(words: list[str], ready: Callable[[], bool], wait_s: float) -> None:
+    """Start `bitwright words…`, and kill it `wait_s` after it is `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bitwright", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_killed_runs_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tiny.write(tmp_path)
+    calls = []
+
+    def counted(bench: Workbench, plan: bitwright.Plan) -> float:
+        calls.append(plan)
+        return evaluate(bench, plan)
+
+    evaluate = Workbench.divergence
+    monkeypatch.setattr(Workbench, "divergence", counted)
+    options = tiny.given(tmp_path, method="cw-hawq", evaluations=12)
+    killed, calm = tmp_path / "killed", tmp_path / "calm"
+    assert tiny.call("compress", *options, "--out", str(calm)) == 0
+    assert len(calls) == 12
+    words = ["compress", *options, "--out", str(killed)]
+
+    def log() -> bytes:
+        return b"".join(p.read_bytes() for p in killed.glob("search-*.jsonl"))
+
+    wait = random.Random(time.time_ns()).uniform(0, 0.3)  # any moment must do
+    kill_when(words, (killed / "run.json").exists, wait)
+    kill_when(words, (killed / "sensitivity.safetensors").exists, wait / 5)
+    kill_when(words, lambda: log().count(b"\n") >= 3, 0)
+    (killed / "plan.json").unlink(missing_ok=True)  # should the kill have come too late
+    (path,) = killed.glob("search-*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = sum(line.endswith(b"\n") for line in lines) - 1
+    path.write_bytes(b"".join(lines[:whole]) + lines[whole][:20])
+    calls.clear()
+    assert tiny.call("compress", *options, "--out", str(killed)) == 0
+    assert len(calls) == 12 - whole
+    assert tiny.digests(killed) == tiny.digests(calm)
+    assert path.read_bytes() == (calm / path.name).read_bytes()

@@ -1,0 +1,288 @@
+"""Runs: goals, methods, overrides, what is done again and what is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from bitwright import Data, Settings, Task, allocate, curvature
+from bitwright.errors import BitwrightError
+from bitwright.pipeline import Run
+from bitwright.pipeline import run as stages
+from bitwright.pipeline import search as searching
+from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.store import Store
+from bitwright.task import assemble
+from pipeline import tiny
+
+
+def task(**changes: Any) -> Task:
+    x, test = tiny.rows(80), tiny.rows(40, 100)
+    data = Task(tiny.network(), x, tiny.labels_of(x), test, tiny.labels_of(test))
+    return replace(data, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with tiny.quickly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where seed 0 is measured."""
+    folder = tmp_path_factory.mktemp("measured")
+    _ = Run(task(), Settings(), folder).sensitivity
+    return folder
+
+
+@pytest.fixture
+def start(measured: Path, tmp_path: Path) -> Any:
+    """A run of other settings in a copy of that folder."""
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+
+    def make(what: Task | None = None, **settings: Any) -> Run:
+        if "budget" in settings:
+            settings["budget"] = settings["budget"] and parse_budget(settings["budget"])
+        return Run(what or task(), Settings(**settings), folder)
+
+    return make
+
+
+def bits(run: Run) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = json.loads(allocate.plan.to_json(run.plan))["bits"]
+    return found
+
+
+# ------------------------------------------------------------------------------ methods, goals
+
+
+@pytest.mark.parametrize("method", ["channels", "layers", "uniform", "cw-hawq"])
+def test_methods_keep_the_budget_and_run_anywhere(method: str, start: Any):
+    run = start(method=method, budget="2.5bit", evaluations=8)
+    plan = run.plan
+    assert plan.method == method and plan.cost <= 2.5 * tiny.WEIGHTS
+    widths = [set(b) for b in bits(run).values()]
+    if method == "uniform":
+        assert widths == [{2}] * 3
+    if method == "layers":
+        assert all(len(w) == 1 for w in widths) and plan.cost > 2 * tiny.WEIGHTS
+    if method in ("channels", "cw-hawq"):
+        assert plan.cost > 2.4 * tiny.WEIGHTS
+    if method == "cw-hawq":
+        assert len(run.learning) == 8
+        assert start(method=method, budget="2.5bit", evaluations=8).plan.key == plan.key
+    live = onnxruntime.InferenceSession(str(run.onnx), providers=["CPUExecutionProvider"])
+    (answers,) = live.run(None, {live.get_inputs()[0].name: run.task.test.numpy()})
+    assert answers.shape == (40, 4) and np.isfinite(answers).all()
+    assert not [o for o in map(str, live.get_modelmeta().custom_metadata_map) if "bitwright" in o]
+
+
+def test_a_loose_budget_ends_the_search_at_once(start: Any):
+    run = start(method="cw-hawq", budget="8bit", evaluations=8)
+    assert run.plan.cost == 8 * tiny.WEIGHTS
+
+
+def test_float_activations_and_fine_tuning(start: Any):
+    run = start(activations=None, epochs=1)
+    assert not run.corrected.edges
+    before = run.corrected.layers["3"].bias
+    assert not torch.equal(before, run.quantized.layers["3"].bias)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [("channels", "35%"), ("cw-hawq", "4.8KB"), ("cw-hawq", "3700B"), ("uniform", "4.8KB")],
+)
+def test_bytes_are_bytes_of_the_file(budget: str, method: str, start: Any):
+    run = start(method=method, budget=budget, evaluations=6)
+    target = {"35%": 0.35 * run.preflight.float_bytes, "4.8KB": 4800, "3700B": 3700}[budget]
+    assert run.onnx.stat().st_size <= target
+
+
+def test_a_budget_in_bytes_is_used_up(tmp_path: Path):
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 3),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 4),
+    ).eval()  # fmt: skip
+    made = Run(
+        assemble(model, Data(tiny.rows(40))), Settings(budget=parse_budget("12KB")), tmp_path
+    )
+    size = made.onnx.stat().st_size
+    assert 0.97 * 12_000 < size <= 12_000
+
+
+def test_divergence_goal_is_met_and_tight(start: Any):
+    run = start(budget=None, max_kl=0.02)
+    bench = run.bench
+    assert bench.divergence(run.plan) <= 0.02
+    smaller = searching.solve(bench, "channels", run.plan.budget - tiny.WEIGHTS // 16)
+    assert bench.divergence(smaller) > 0.02
+    with pytest.raises(BitwrightError, match="cannot be met"):
+        _ = start(budget=None, max_kl=1e-12).plan
+
+
+def test_metric_goal_is_met(start: Any):
+    run = start(budget=None, max_drop=10.0)
+    held_out = run.bench.held_out()
+    right = tiny.labels_of(held_out) == run.bench.samples(run.plan)[1].argmax(1)
+    assert right.double().mean() >= 0.9
+    assert run.plan.cost < 8 * tiny.WEIGHTS
+
+
+# ---------------------------------------------------------------------------------- overrides
+
+
+def test_overrides(start: Any):
+    run = start(budget="4bit", overrides={"7": 8, "re:[03]": {"min": 2, "max": 4}})
+    found = bits(run)
+    assert set(found["7"]) == {8}
+    assert set(found["0"] + found["3"]) <= {2, 3, 4}
+
+
+def test_overrides_leave_a_layer_in_float(tmp_path: Path):
+    run = Run(task(), Settings(overrides={"0": "float"}), tmp_path / "run")
+    assert run.network.skipped == ("0",)
+    assert [layer.name for layer in run.network.layers] == ["3", "7"]
+    assert run.base_key != Run(task(), Settings(), tmp_path / "run").base_key
+
+
+def test_ties_hold_for_every_method(start: Any):
+    # in an order that only a union of the groups gets right
+    ties = {"ties": [["3", "7"], ["0", "3"]]}
+    for method in ("channels", "layers", "uniform"):
+        run = start(budget="3.5bit", method=method, overrides=ties)
+        assert {b for widths in bits(run).values() for b in widths} == {3}
+        assert set(run.rivals()) == {"uniform", "layers", "channels"}
+    run = start(budget="4bit", method="uniform", overrides={"7": 8, "ties": [["0", "7"]]})
+    assert set(bits(run)["0"] + bits(run)["7"]) == {8}
+
+
+# ------------------------------------------------------------------------- done once, done again
+
+
+def test_nothing_is_measured_twice(start: Any, monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("done again")
+
+    first = start().onnx.read_bytes()
+    with monkeypatch.context() as patch:
+        for name in ("finetune", "search_ratios", "solve"):
+            patch.setattr(stages, name, never)
+        patch.setattr(curvature, "gauss_newton", never)
+        patch.setattr(stages.onnx_file, "save", never)
+        patch.setattr(stages.artefact, "save", never)
+        run = start()
+        assert run.onnx.read_bytes() == first
+    with monkeypatch.context() as patch:
+        patch.setattr(curvature, "gauss_newton", never)
+        assert start(budget="4bit").plan.cost > run.plan.cost
+        assert start(method="layers").plan.method == "layers"
+        assert start(budget=None, max_kl=1.0).plan.cost < run.plan.cost
+        x = task().calibration
+        keys = {start(**s).base_key for s in ({}, {"skip": ("0",)}, {"calibration_rows": 40})}
+        assert len(keys) == 3
+        for other in (
+            start(task(model=tiny.network(1))),
+            start(task(calibration=torch.cat([x[:-1], x[-1:] + 1]))),
+            start(seed=1),
+        ):
+            with pytest.raises(AssertionError, match="done again"):
+                _ = other.sensitivity
+
+
+def test_labels_matter_where_the_goal_is_a_metric(start: Any):
+    x = task().calibration
+    other = task(calibration_labels=(tiny.labels_of(x) + 1) % 4)
+    goal = {"budget": None, "max_drop": 5.0}
+    assert start(**goal)._search_key != start(other, **goal)._search_key
+    assert start()._search_key == start(other)._search_key
+
+
+def test_a_kill_between_file_and_record(tmp_path: Path):
+    store = Store(tmp_path)
+    with store.stage("search", "3bit", "plan.json"):
+        store.path("plan.json").write_text("3")
+    assert store.done("search", "3bit", "plan.json")
+    with pytest.raises(KeyboardInterrupt), store.stage("search", "4bit", "plan.json"):
+        store.path("plan.json").write_text("4")
+        raise KeyboardInterrupt
+    for edited in (False, True):
+        assert not store.done("search", "3bit", "plan.json", edited=edited)
+        assert not store.done("search", "4bit", "plan.json", edited=edited)
+
+
+def test_the_store_knows_a_changed_file(tmp_path: Path):
+    (tmp_path / "old.part").write_text("")
+    store = Store(tmp_path)
+    assert not store.path("old.part").exists()
+    with store.stage("search", "key", "plan.json"):
+        store.path("plan.json").write_text("3")
+    assert set(store.timings()) == {"search"}
+    store.path("plan.json").write_text("4")
+    assert not store.done("search", "key", "plan.json")
+    assert store.done("search", "key", "plan.json", edited=True)
+    store.path("plan.json").unlink()
+    assert not store.done("search", "key", "plan.json", edited=True)
+
+
+def test_too_few_rows(tmp_path: Path):
+    with pytest.raises(BitwrightError, match="too few"):
+        Run(task(calibration=tiny.rows(1)), Settings(), tmp_path)
+    with pytest.raises(BitwrightError, match="too few"):
+        Run(Task(tiny.network(), tiny.rows(2)), Settings(), tmp_path)
+    run = Run(Task(tiny.network(), tiny.rows(10)), Settings(), tmp_path)
+    assert len(run.task.calibration) == 8 and len(run.task.test) == 2  # type: ignore[arg-type]
+    assert "held out" in run.task.notes[-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 1.5},
+        {"seed": "0"},
+        {"evaluations": True},
+        {"max_kl": "1", "budget": None},
+        {"overrides": ["0"]},
+        {"skip": "0"},
+        {"activations": 4},
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], tmp_path: Path):
+    with pytest.raises(BitwrightError):
+        Run(task(), Settings(**options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "bits", "fraction", "size"),
+    [
+        ("3bit", 3.0, None, None),
+        (" 2.5 Bits", 2.5, None, None),
+        ("12.5%", None, 0.125, None),
+        ("180KB", None, None, 180_000),
+        ("1.5MiB", None, None, 3 << 19),
+        ("99b", None, None, 99),
+    ],
+)
+def test_budgets(text: str, bits: float | None, fraction: float | None, size: int | None):
+    found = parse_budget(text)
+    assert (found.mean_bits, found.fraction, found.size_bytes) == (bits, fraction, size)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "bit", "-3bit", "0%", "nanbit", "1e3bit", "3 4bit", "3TB"]
+)
+def test_no_budgets(text: str):
+    with pytest.raises(BitwrightError, match="180KB"):
+        parse_budget(text)
