@@ -94,7 +94,8 @@ def ratios(rows: harness.Rows, folder: Path, quick: bool) -> None:
     work = task(networks.resnet20(), networks.cifar10())
     run = Run(work, Settings(activations=None), folder / "ratios")
     bench = run.bench
-    used = {row.numpy().tobytes() for row in run.calibration}
+    seen = torch.cat([run.calibration, run.pool])
+    used = {row.numpy().tobytes() for row in seen}
     fresh = [i for i, row in enumerate(work.calibration) if row.numpy().tobytes() not in used]
     judges = {"unseen": work.calibration[fresh[:2048]], "test": work.test}
     references = {name: outputs(run.network.module, x) for name, x in judges.items()}
@@ -102,19 +103,9 @@ def ratios(rows: harness.Rows, folder: Path, quick: bool) -> None:
     order = quantize.trace_order(run.network, run.sensitivity, bench.tables)
     cache: dict[bytes, float] = {}
 
-    correct_on, reward_on = run.calibration[:128], run.calibration[128:512]
-    floats = quantize.float_outputs(run.network, correct_on)
-    target = outputs(run.network.module, reward_on)
-
     def evaluate(plan: allocate.Plan) -> float:
         if plan.key not in cache:
-            layers = quantize.round_weights(
-                run.network, bench.tables, quantize.plan_bits(run.network, plan)
-            )
-            _, found = quantize.correct(
-                run.network, layers, {}, correct_on, floats, held_out=reward_on
-            )
-            cache[plan.key] = float(per_sample(target, found, "kl").mean())
+            cache[plan.key] = bench.reward(plan)
         return cache[plan.key]
 
     def judged(plan: allocate.Plan) -> dict[str, float]:

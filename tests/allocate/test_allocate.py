@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -79,7 +80,7 @@ def test_more_budget_never_hurts(name: str) -> None:
         losses = [
             ROSTER[name](problem.with_budget(int(b))).loss for b in np.linspace(low, high, 12)
         ]
-        assert all(b <= a + 1e-12 for a, b in zip(losses, losses[1:], strict=False))
+        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(losses))
 
 
 @pytest.mark.parametrize("name", ROSTER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -317,7 +318,7 @@ def test_page_is_well_formed_and_complete_in_itself(case: str) -> None:
     levels = [int(tag[1]) for tag in reader.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
     assert reader.tags.count("table") == reader.tags.count("caption")
     scopes = [value for tag, name, value in reader.attributes if (tag, name) == ("th", "scope")]
     assert len(scopes) == reader.tags.count("th")
@@ -542,15 +543,24 @@ def test_waterfall_parts_follow_each_other() -> None:
         (float(r.get("x", "")[:-1]), float(r.get("width", "")[:-1])) for r in parts.iter("rect")
     ]
     assert bars[0][0] == 0
-    for (x, width), (following, _) in zip(bars, bars[1:], strict=False):
+    for (x, width), (following, _) in itertools.pairwise(bars):
         assert x + width == pytest.approx(following, abs=0.01)
     assert sum(bars[-1]) == pytest.approx(100, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0 B"), (1, "1 B"), (999, "999 B"), (1000, "1.00 KB"), (88_123, "88.1 KB")]
-    + [(999_499, "999 KB"), (999_600, "1.00 MB"), (1_083_456, "1.08 MB"), (5 * 10**9, "5.00 GB")],
+    [
+        (0, "0 B"),
+        (1, "1 B"),
+        (999, "999 B"),
+        (1000, "1.00 KB"),
+        (88123, "88.1 KB"),
+        (999499, "999 KB"),
+        (999600, "1.00 MB"),
+        (1083456, "1.08 MB"),
+        (5 * 10**9, "5.00 GB"),
+    ],
 )
 def test_decimal_bytes(value: int, shown: str) -> None:
     assert words.decimal_bytes(value).replace(words.NBSP, " ") == shown
@@ -566,8 +576,16 @@ def test_percent_never_rounds_to_all_or_none(share: float, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0412, "0.0412"), (4.123e-5, "4.12 × 10⁻⁵"), (0, "0"), (float("inf"), "∞"), (9.999, "10.0")]
-    + [(float("nan"), "not a number"), (-2.5, "-2.50"), (12345.6, "12,300")],
+    [
+        (0.0412, "0.0412"),
+        (4.123e-05, "4.12 × 10⁻⁵"),
+        (0, "0"),
+        (float("inf"), "∞"),
+        (9.999, "10.0"),
+        (float("nan"), "not a number"),
+        (-2.5, "-2.50"),
+        (12345.6, "12,300"),
+    ],
 )
 def test_number(value: float, shown: str) -> None:
     assert words.number(value).replace(words.NBSP, " ") == shown

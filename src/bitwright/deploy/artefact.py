@@ -13,14 +13,15 @@ Tensors (all flat, rows in the order of layers, widths ascending inside the stre
 | `program` | uint8 | zlib-compressed JSON: graph, layers, edges, names |
 | `f:NAME` | any float | parameters that stay as they are |
 
-The metadata entry `bitwright` is JSON: schema, producer, checksum (SHA-256 over all tensors),
-preprocessing.
+The metadata entry `bitwright` is JSON: schema, producer, preprocessing, checksum (SHA-256 over the
+rest of the entry and all tensors).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -115,22 +116,27 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
     program = {
         "graph": to_json(module),
         "layers": [[la.weight, la.bias, list(la.shape)] for la in network.layers],
-        "edges": [[e.name, e.group, list(e.shape), e.at_zero] for e in network.edges],
+        "edges": [
+            [e.name, e.group, list(e.shape), e.at_zero, e.ceiling if e.ceiling < math.inf else None]
+            for e in network.edges
+        ],
         "groups": groups,
         "input": list(network.input_shape),
         "skipped": list(network.skipped),
     }
     text = json.dumps(program, separators=(",", ":")).encode()
     tensors["program"] = np.frombuffer(zlib.compress(text, 9), dtype=np.uint8)
-    header = {"schema": SCHEMA, **metadata, "sha256": checksum(tensors)}
+    header = json.loads(json.dumps({"schema": SCHEMA, **metadata}))
+    header["sha256"] = checksum(tensors, header)
     temporary = path.with_name(path.name + ".part")
     save_file(tensors, temporary, metadata={"bitwright": json.dumps(header, sort_keys=True)})
     os.replace(temporary, path)
 
 
-def checksum(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of names."""
-    digest = hashlib.sha256()
+def checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
+    """SHA-256 over the header's other entries, then names, types, shapes and bytes, by name."""
+    said = {key: value for key, value in header.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name}|{value.dtype.str}|{value.shape}|".encode())
@@ -148,12 +154,12 @@ def load(path: Path) -> Artefact:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["bitwright"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise BitwrightError(f"{path} is not a bitwright artefact: {error}") from error
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         found = header.get("schema") if isinstance(header, dict) else None
         raise BitwrightError(f"{path} has artefact schema {found}; this version reads {SCHEMA}")
-    if header.get("sha256") != checksum(tensors):
+    if header.get("sha256") != checksum(tensors, header):
         raise BitwrightError(f"{path} is damaged: its checksum does not match its contents")
     try:
         return Artefact(_build(tensors), header)
@@ -179,6 +185,8 @@ def _build(tensors: dict[str, np.ndarray]) -> Quantized:
     bits = tensors["bits"].astype(np.int64)
     if len(bits) != sum(rows) or (len(bits) and not (bits.min() >= 1 and bits.max() <= MAX_BITS)):
         raise ValueError("widths do not fit the layers")
+    if any(tensors[name].shape != bits.shape for name in ("scale", "zero", "bias")):
+        raise ValueError("scales, zero points or biases do not fit the widths")
     sizes = np.repeat([int(np.prod(s[1:])) for _, _, s in shapes], rows)
     counts = {int(b): int(sizes[bits == b].sum()) for b in np.unique(bits)}
     empty = np.zeros(0, np.uint8)
@@ -204,8 +212,13 @@ def _build(tensors: dict[str, np.ndarray]) -> Quantized:
         parameters[weight] = stored.matrix().reshape(shape)
         parameters[bias] = offset
     module = from_json(program["graph"], parameters)
+    if not any(node.op == "output" for node in module.graph.nodes):
+        raise ValueError("the program has no output")
     network = describe(module, tuple(program["input"]), tuple(program["skipped"]))
-    stored_edges = tuple(Edge(n, int(g), tuple(s), bool(z)) for n, g, s, z in program["edges"])
+    stored_edges = tuple(
+        Edge(n, int(g), tuple(s), bool(z), math.inf if top is None else float(top))
+        for n, g, s, z, top in program["edges"]
+    )
     network = replace(network, edges=stored_edges)  # as they were when the file was written
     if [la.weight for la in network.layers] != [w for w, _, _ in shapes]:
         raise ValueError("layers do not fit the program")

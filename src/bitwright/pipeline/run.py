@@ -30,6 +30,8 @@ from bitwright.network import Network, build, outputs
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.pipeline.preflight import Preflight, preflight
 from bitwright.pipeline.search import (
+    REWARD_CORRECTION_ROWS,
+    REWARD_ROWS,
     Bounds,
     Workbench,
     bits_for_bytes,
@@ -53,7 +55,7 @@ from bitwright.train import finetune
 
 STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
 #: bump when a stage computes something else from the same inputs
-_VERSION = 1
+_VERSION = 2
 
 Progress = Callable[[str, float], None]
 
@@ -92,6 +94,20 @@ class Run:
         x, limit = self.task.calibration, self.settings.calibration_rows
         generator = torch.Generator().manual_seed(self.settings.seed)
         return x[torch.randperm(len(x), generator=generator)[:limit]]
+
+    @cached_property
+    def pool(self) -> Tensor:
+        """Calibration rows that a search is rewarded on; not those corrections are fitted to.
+
+        Drawn behind `calibration` where there are more rows, else its own later rows.
+        """
+        x, limit = self.task.calibration, self.settings.calibration_rows
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        rest = torch.randperm(len(x), generator=generator)[limit : limit + REWARD_ROWS]
+        if len(rest) >= REWARD_ROWS:
+            return x[rest]
+        used = min(REWARD_CORRECTION_ROWS, len(self.calibration) // 2)
+        return torch.cat([self.calibration[used:], x[rest]])
 
     @cached_property
     def network(self) -> Network:
@@ -230,6 +246,7 @@ class Run:
             self.task.divergence,
             self.task.class_axis,
             self.bounds,
+            self.pool,
         )
 
     @property
@@ -306,7 +323,7 @@ class Run:
             budget_bits = max(least, budget_bits - 8 * excess - 64)
         # the knapsack's own plan, which fits and which every search starts from
         plan = replace(solve(self.bench, "channels", first), method="cw-hawq")
-        return SearchResult(plan, self.bench.divergence(plan), result.history)
+        return SearchResult(plan, self.bench.reward(plan), result.history)
 
     def _read_learning(self, key: str) -> tuple[Evaluation, ...]:
         path = self.store.path("learning.json")

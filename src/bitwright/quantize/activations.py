@@ -121,10 +121,8 @@ def choose(
     for bottom in lows:
         for top in [high * f for f in fractions] if high > 0 else [0.0]:
             grid = make_grid(bottom, min(top, ceiling))
-            if grid.scale * (LEVELS - grid.zero) > ceiling:
-                step = np.float32(
-                    ceiling / (LEVELS - grid.zero)
-                )  # a zero rounded down lifts the top
+            if grid.scale * (LEVELS - grid.zero) > ceiling:  # a zero rounded down lifts the top
+                step = np.float32(ceiling / (LEVELS - grid.zero))
                 if float(step) * (LEVELS - grid.zero) > ceiling:
                     step = np.nextafter(step, np.float32(0))
                 grid = EdgeGrid(float(step), grid.zero)

@@ -1,0 +1,290 @@
+"""`model.onnx` in the stock runtime: the same integers as the reference, and none of it by luck."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+
+from bitwright.deploy import IntegerNetwork, artefact, onnx_file, runtime, verify
+from bitwright.errors import BitwrightError
+from bitwright.network.network import fused_activation
+from bitwright.quantize import EdgeGrid, Quantized, simulate
+from deploy import nets
+
+#: one of each kind is exported (two seconds each); the rest of the roster is in test_artefact.py
+EXPORTED = [
+    "residual",
+    "mobile",
+    "fire",
+    "signed_cat",
+    "pools",
+    "squeeze_excite",
+    "signal",
+    "signal_average",
+    "dense",
+    "tokens",
+    "gelu_tokens",
+    "twice",
+    "clips",
+    "padded_shortcut",
+    "segments",
+]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Quantized, Path]]:
+    """A network of the roster and its ONNX file, written once."""
+    folder, known = tmp_path_factory.mktemp("onnx"), {}
+
+    def get(name: str) -> tuple[Quantized, Path]:
+        if name not in known:
+            quantized, _ = nets.quantized(name)
+            path = folder / f"{name}.onnx"
+            onnx_file.save(quantized, path)
+            known[name] = quantized, path
+        return known[name]
+
+    return get
+
+
+def fresh(name: str, count: int = 96) -> torch.Tensor:
+    """Rows that nothing was fitted on."""
+    return nets.rows(nets.ROSTER[name][1], count, seed=77)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_the_file_computes_the_reference(name: str, file: Callable[[str], tuple[Quantized, Path]]):
+    quantized, path = file(name)
+    found = verify(quantized, path, fresh(name))
+    assert found.ok and found.rows == 96 and found.same_class == 1.0, found
+    assert found.tensors == len(quantized.network.edges) > 1
+    for difference in found.differing:
+        assert difference.max_step <= 1 and difference.fraction <= 1e-3
+    assert found.equal == found.tensors - len(found.differing)
+    assert found.output_error < 1e-5
+    edges = {e.name for e in quantized.network.edges}
+    calls = {n for la in quantized.network.layers if la.kind != "linear" for n in la.calls}
+    assert found.convolutions == len(calls)
+    stored = 0
+    for node in quantized.network.module.graph.nodes:
+        if node.name in calls:
+            clip = fused_activation(node)
+            stored += node.name in edges or (clip is not None and clip.name in edges)
+    assert found.qlinear_convolutions == stored
+    assert stored == len(calls) or name == "segments"  # its last convolution is the output
+    # the unpacking chain is folded at load
+    assert not {"BitShift", "BitwiseAnd", "BitwiseOr", "Split"} & set(found.operations)
+    outside = {"Clip", "Relu"} & set(found.operations)
+    assert not outside or name == "clips", found.operations
+
+
+@pytest.mark.parametrize("name", ["residual", "tokens", "signal_average"])
+def test_with_float_activations_the_file_is_the_simulation(name: str, tmp_path: Path):
+    quantized, _ = nets.quantized(name, edges=False)
+    path = tmp_path / "model.onnx"
+    onnx_file.save(quantized, path)
+    x = fresh(name, 32)
+    live = runtime.session(path)
+    assert torch.allclose(runtime.outputs(live, x), simulate(quantized, x), atol=1e-4)
+    operations = runtime.optimized_operations(path)
+    assert not [op for op in operations if "Linear" in op], operations  # QLinear…, Dequantize…
+    found = verify(quantized, path, x)
+    assert found.ok and found.tensors == 0 and found.qlinear_convolutions == 0
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_the_largest_products_do_not_saturate(top: bool, tmp_path: Path):
+    """255 · 127 in every product: kernels that add pairs in 16 bits would saturate here."""
+    quantized, x = nets.quantized("residual", bits=(8, 8))
+    rng = np.random.default_rng(0)
+    layers = {}
+    for name, stored in quantized.layers.items():
+        codes = torch.full_like(stored.codes, 255 if top else 0)
+        codes[0] = torch.from_numpy(rng.choice([0, 255], len(codes[0])).astype(np.uint8))
+        grid = replace(stored.grid, scale=torch.full_like(stored.grid.scale, 2**-10))
+        layers[name] = replace(stored, codes=codes, grid=grid)
+    # what is not at the ends of the grid is lifted there
+    edges = {g: EdgeGrid(2.0**-9 if top else 2.0**-6, 0) for g in quantized.edges}
+    quantized = replace(quantized, layers=layers, edges=edges)
+    x = torch.cat([torch.full_like(x[:8], 100.0), x[:24].abs()])
+    path = tmp_path / "model.onnx"
+    onnx_file.save(quantized, path)
+    integer: dict[str, torch.Tensor] = {}
+    IntegerNetwork(quantized).trace(x, lambda n, v: integer.__setitem__(n, v.q))
+    first = quantized.network.edges[0].name
+    assert bool((integer[first][:8] == 255).all())
+    found = verify(quantized, path, x)
+    assert found.equal == found.tensors and found.ok, found.differing
+
+
+def altered(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(path)
+    change(model)
+    target = path.with_name(f"altered_{path.name}")
+    onnx.save(model, target)
+    return target
+
+
+def constants(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, np.ndarray]]:
+    return [(t, numpy_helper.to_array(t).copy()) for t in model.graph.initializer]
+
+
+def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):
+    quantized, path = file("fire")
+    codes = artefact.codes_by_width(quantized)[8]
+    # the first 8-bit row belongs to this layer
+    layer = artefact.rows_by_width(quantized)[8][0][0]
+
+    def change(model: onnx.ModelProto) -> None:
+        for tensor, value in constants(model):
+            if value.dtype == np.uint8 and np.array_equal(value, codes):
+                value[0] ^= 0x80
+                tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+                return
+        raise AssertionError("no such stream")
+
+    found = verify(quantized, altered(path, change), fresh("fire"))
+    assert not found.ok and found.differing
+    nodes = {n.name: n for n in quantized.network.module.graph.nodes}
+    clip = fused_activation(nodes[layer.calls[0]])
+    first = found.differing[0]
+    assert first.name == (clip.name if clip is not None else layer.calls[0])
+    assert first.max_step >= 1 and 0 < first.fraction <= 1
+    order = [e.name for e in quantized.network.edges]
+    assert [d.name for d in found.differing] == sorted(
+        (d.name for d in found.differing), key=order.index
+    )
+    assert set(found.to_dict()["differing"][0]) == {"name", "fraction", "max_step"}
+
+
+def test_a_changed_scale_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):
+    quantized, path = file("residual")
+
+    def change(model: onnx.ModelProto) -> None:
+        tensor, value = next(
+            (t, v) for t, v in constants(model) if v.dtype == np.float16 and v.ndim == 1
+        )
+        value[0] *= 1.25  # of the first layer's first row
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+    found = verify(quantized, altered(path, change), fresh("residual"))
+    assert not found.ok
+    assert found.differing[0].name == "relu"  # the first one behind the input
+    assert found.equal >= 1  # the input is as it was
+
+
+def test_another_network_is_found(file: Callable[[str], tuple[Quantized, Path]]):
+    quantized, path = file("fire")
+    name = quantized.network.layers[-1].name
+    stored = quantized.layers[name]
+    other = replace(stored, bias=stored.bias + torch.linspace(-3, 3, len(stored.bias)))
+    changed = replace(quantized, layers={**quantized.layers, name: other})
+    found = verify(changed, path, fresh("fire"))
+    assert not found.ok and found.same_class < 1 and found.output_error > 0.1
+
+
+def test_a_file_that_is_not_fused_is_not_ok(file: Callable[[str], tuple[Quantized, Path]]):
+    """All numbers equal, but convolutions in float: that is not the file that was promised."""
+    quantized, path = file("residual")
+
+    def plain(model: Path | bytes, *, threads: int = 0, optimized: Path | None = None):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "session", plain)
+        found = verify(quantized, path, fresh("residual"))
+    assert found.qlinear_convolutions == 0 and not found.ok
+
+
+def test_the_file_holds_packed_weights(file: Callable[[str], tuple[Quantized, Path]]):
+    quantized, path = file("residual")
+    sizes: dict[str, int] = {}
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    for tensor, value in constants(model):
+        sizes[str(value.dtype)] = sizes.get(str(value.dtype), 0) + value.nbytes
+        assert not tensor.HasField("doc_string")
+    bits = sum(
+        int(quantized.layers[la.name].grid.bits.sum()) * la.fan_in
+        for la in quantized.network.layers
+    )
+    rows = sum(la.rows for la in quantized.network.layers)
+    assert bits / 8 <= sizes["uint8"] <= bits / 8 + 3 + 4 * rows  # streams, offsets, places
+    assert sizes["float16"] == 2 * rows
+    assert sizes.get("float32", 0) < 200  # grids of edges, no weights
+    assert {o.domain for o in model.opset_import} == {""}
+    names = [i.name for i in model.graph.input], [o.name for o in model.graph.output]
+    assert names == (["input"], ["output"])
+    assert not path.with_name(path.name + ".part").exists()
+
+
+def test_the_same_network_gives_the_same_bytes(
+    file: Callable[[str], tuple[Quantized, Path]], tmp_path: Path
+):
+    quantized, path = file("dense")
+    stored = tmp_path / "m.safetensors"
+    artefact.save(quantized, stored, {})
+    onnx_file.save(artefact.load(stored).quantized, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+def test_verify_tells_its_progress(file: Callable[[str], tuple[Quantized, Path]]):
+    quantized, path = file("dense")
+    done: list[float] = []
+    verify(quantized, path, fresh("dense", 50), chunk=20, progress=done.append)
+    assert done == [0.4, 0.8, 1.0]
+
+
+# the runtime
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x07" + b"\xff" * 40])
+def test_a_broken_file_is_refused(content: bytes, tmp_path: Path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    for model in (path, content):
+        with pytest.raises(BitwrightError, match="ONNX Runtime refuses") as caught:
+            runtime.session(model)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path):
+    with pytest.raises(BitwrightError, match="ONNX Runtime refuses"):
+        runtime.session(tmp_path / "nothing.onnx")
+
+
+def test_a_file_cut_off_is_refused(file: Callable[[str], tuple[Quantized, Path]], tmp_path: Path):
+    _, path = file("dense")
+    content = path.read_bytes()
+    for part in (0.3, 0.6, 0.9, 0.99):
+        cut = tmp_path / "cut.onnx"
+        cut.write_bytes(content[: int(part * len(content))])
+        with pytest.raises(BitwrightError):
+            runtime.session(cut)
+
+
+def test_outputs_do_not_depend_on_the_chunk(file: Callable[[str], tuple[Quantized, Path]]):
+    _, path = file("dense")
+    x = fresh("dense", 30)
+    live = runtime.session(path, threads=1)
+    assert torch.equal(runtime.outputs(live, x, chunk=7), runtime.outputs(live, x))
+    assert runtime.outputs(live, x).shape == (30, 5)
+
+
+def test_latencies_are_seconds(file: Callable[[str], tuple[Quantized, Path]]):
+    _, path = file("dense")
+    found = runtime.latencies([path, path], fresh("dense", 1), rounds=3)
+    assert len(found) == 2 and all(0 < t < 5 for t in found)
