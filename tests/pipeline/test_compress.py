@@ -155,8 +155,8 @@ def test_killed_runs_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytes
         calls.append(plan)
         return evaluate(bench, plan)
 
-    evaluate = Workbench.divergence
-    monkeypatch.setattr(Workbench, "divergence", counted)
+    evaluate = Workbench.reward
+    monkeypatch.setattr(Workbench, "reward", counted)
     options = tiny.given(tmp_path, method="cw-hawq", evaluations=12)
     killed, calm = tmp_path / "killed", tmp_path / "calm"
     assert tiny.call("compress", *options, "--out", str(calm)) == 0

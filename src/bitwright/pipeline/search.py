@@ -50,7 +50,7 @@ class Bounds:
         """Tied layers may take what all of them allow.
 
         Raises:
-            BitwrightError: nothing.
+            BitwrightError: tied layers whose bounds have no width in common.
         """
         names = [layer.name for layer in network.layers]
         root = np.arange(len(names))
