@@ -42,7 +42,7 @@ def task(model: torch.nn.Module, arrays: dict[str, np.ndarray]) -> Task:
 
 
 #: of each search in `ratios`
-EVALUATIONS = 60
+EVALUATIONS = 100
 
 
 def stderr(values: torch.Tensor) -> float:

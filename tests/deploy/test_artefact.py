@@ -75,7 +75,7 @@ def test_load_gives_what_was_saved(name: str, edges: bool, tmp_path: Path):
 def test_a_corrected_network_comes_back(tmp_path: Path):
     quantized, x = nets.quantized("residual")
     network = quantized.network
-    quantized, _ = correct(network, quantized.layers, quantized.edges, x, float_outputs(network, x))
+    quantized = correct(network, quantized.layers, quantized.edges, x, float_outputs(network, x))
     path = tmp_path / "model.safetensors"
     artefact.save(quantized, path, {})
     same(quantized, artefact.load(path).quantized)

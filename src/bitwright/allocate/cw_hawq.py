@@ -4,16 +4,19 @@ Channels are ordered by Hessian trace; the agent chooses which share of the weig
 width; widths are handed out down the order. Only the paper's abstract is known to us: state,
 action, reward and networks below are **our reconstruction**.
 
-- State: the log-ratios of the best plan so far, relative to the start, without the two directions
-  that the budget takes away (a common factor, and a tilt along the bits).
-- Action: a step from there, a ∈ [−1, 1]^m; the new ratios are tilted to meet the budget.
-- Reward: `log KL(best so far) − log KL(new)` of the corrected network on held-out images; a better
-  plan becomes the next state.
-- Agent: stable-baselines3 DDPG, two hidden layers of 64, discount 0 (a step is judged by what it
-  gains now), Gaussian noise that shrinks over the run.
+- Episode: one step, one plan. State: none beyond the network itself, so a constant.
+- Action: a ∈ [−1, 1]^m, the logarithms of the m widths' ratios relative to the start, without the
+  two directions that the budget takes away (a common factor, and a tilt along the bits).
+- Reward: the rank of the corrected network's KL on held-out images among all plans so far, from
+  −1 (the worst) to 1 (the best), renewed in the replay buffer at every step. Ranks do not care that
+  KL spans orders of magnitude, nor about a plan that is hopeless.
+- Exploration: Gaussian noise, shrinking over the run, around the agent's proposal or (as often)
+  around the best plan so far; DDPG is off-policy and learns from both.
+- Agent: stable-baselines3 DDPG, two hidden layers of 64, discount 0.
 
-The states are points of a space of six dimensions for eight widths, whatever the network: the
-paper's "number of states is much smaller" than with a choice for each layer or channel.
+Six numbers for eight widths, whatever the network: the paper's "number of states is much smaller"
+than with a choice for each layer or channel. Variants that measured worse are listed in
+docs/decisions/reward.md.
 """
 
 from __future__ import annotations
@@ -34,49 +37,39 @@ from bitwright.allocate.problem import Problem
 from bitwright.allocate.random_ratios import random_points, starting_ratios
 from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchResult
 
-#: first points, shared with random search; steps are small against the whole range
+#: first points, shared with random search
 _WARM_UP = 10
-_RADIUS = 0.25
-_NOISE = (0.8, 0.3)
-_TRAIN_STEPS = 30
-#: a plan e² times worse than the best is simply bad: its reward is cut off here
-_WORST = -2.0
+#: standard deviation of the exploration at the first and the last evaluation
+_NOISE = (0.4, 0.06)
+_TRAIN_STEPS = 60
+#: attempts without a plan that was not met before, after which nothing new is expected
+_PATIENCE = 60
 
 
 class RatioEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A walk over ratios: a step is an evaluation, a better plan is the next state."""
+    """Episodes of one step: an action is a plan's ratios, its reward is −log KL."""
 
     def __init__(self, run: Evaluator) -> None:
         m = len(run.start)
-        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (m,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (m,), np.float32)
         self.run = run
-        self.place = np.zeros(m)
-        self.value = run.point(self.place)
         bits = np.array(run.problem.choices, dtype=float)
-        self._free = np.linalg.qr(np.stack([np.ones(m), bits], axis=1))[0]
+        self._taken = np.linalg.qr(np.stack([np.ones(m), bits], axis=1))[0]
 
     def canonical(self, point: np.ndarray) -> np.ndarray:
         """`point` without the directions that normalizing and tilting undo, in [−1, 1]."""
-        return np.clip(point - self._free @ (self._free.T @ point), -1, 1)
+        return np.clip(point - self._taken @ (self._taken.T @ point), -1, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """The best place so far."""
+        """The state, always the same."""
         super().reset(seed=seed)
-        return self.place.astype(np.float32), {}
-
-    def visit(self, point: np.ndarray) -> float:
-        """Evaluate a point; move there if it is better. Returns the reward."""
-        value = self.run.point(point)
-        reward = float(np.log(max(self.value, 1e-12)) - np.log(max(value, 1e-12)))
-        if value < self.value:
-            self.place, self.value = point, value
-        return max(reward, _WORST)
+        return np.zeros(1, np.float32), {}
 
     def step(self, action: np.ndarray) -> Any:
-        """A step of `_RADIUS` times the action."""
-        reward = self.visit(self.canonical(self.place + _RADIUS * np.asarray(action, float)))
-        return self.place.astype(np.float32), reward, False, False, {}
+        """Evaluate the ratios; the episode is over."""
+        value = self.run.point(self.canonical(np.asarray(action, dtype=float)))
+        return np.zeros(1, np.float32), -float(np.log(max(value, 1e-12))), True, False, {}
 
 
 def cw_hawq(
@@ -95,8 +88,9 @@ def cw_hawq(
     Args:
         problem: one item a channel.
         order: int64 [n], channels by falling sensitivity.
-        evaluate: a plan's KL after correction, on images it was not corrected with; positive.
-        evaluations: plans evaluated (a plan met again is free).
+        evaluate: a plan's KL after correction, on images it was not corrected with.
+        evaluations: plans evaluated at most (a plan met again is free; the search ends early when
+            nothing new is met).
         seed: of the agent and the warm-up; global generators are put back afterwards.
         start: a plan whose ratios the search starts from, evaluated first; without one, equal
             shares.
@@ -106,23 +100,47 @@ def cw_hawq(
     Raises:
         BitwrightError: infeasible budget, or a log that another search wrote.
     """
-    from stable_baselines3 import DDPG
-
     run = Evaluator(problem, order, starting_ratios(problem, start), evaluate, log, on_evaluation)
-    m = len(problem.choices)
     if start is not None:
         run.plan(start)
     env = RatioEnvironment(run)
-    for point in random_points(m, min(_WARM_UP, evaluations // 4), seed)[1:]:
-        env.visit(env.canonical(point))
     rng = np.random.default_rng(seed + 1)
     with _own_generators(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        agent = DDPG(
+        agent = _Agent(env, seed)
+        m = len(run.start)
+        for point in random_points(m, max(1, min(_WARM_UP, evaluations // 4)), seed):
+            if len(run.history) < evaluations:
+                agent.visit(env.canonical(point))
+        idle = 0
+        while len(run.history) < evaluations and idle < _PATIENCE:
+            agent.train()
+            progress = len(run.history) / evaluations
+            spread = _NOISE[0] * (_NOISE[1] / _NOISE[0]) ** progress
+            # a plan met again is free: more noise until something new is met
+            spread *= 1.05**idle
+            centre = agent.proposal() if rng.random() < 0.5 else agent.best()
+            known = len(run.history)
+            agent.visit(env.canonical(np.clip(centre + rng.normal(0, spread, m), -1, 1)))
+            idle = idle + 1 if len(run.history) == known else 0
+    return run.result()
+
+
+class _Agent:
+    """DDPG, its replay buffer, and the value of every point in it."""
+
+    def __init__(self, env: RatioEnvironment, seed: int) -> None:
+        from stable_baselines3 import DDPG
+
+        self.env = env
+        self.state, _ = env.reset()
+        self.points: list[np.ndarray] = []
+        self.gains: list[float] = []
+        self.model = DDPG(
             "MlpPolicy",
             env,
             learning_rate=1e-3,
-            buffer_size=4096,
+            buffer_size=65536,
             batch_size=64,
             gamma=0.0,
             tau=0.05,
@@ -130,25 +148,34 @@ def cw_hawq(
             seed=seed,
             device="cpu",
         )
-        agent._setup_learn(total_timesteps=1)
-        for attempt in range(20 * evaluations):
-            if len(run.history) >= evaluations:
-                break
-            state, _ = env.reset()
-            mean, _ = agent.predict(state, deterministic=True)
-            progress = len(run.history) / evaluations
-            spread = _NOISE[0] * (_NOISE[1] / _NOISE[0]) ** progress
-            # a plan met again is free: more noise until something new is met
-            spread *= 1.02 ** (attempt - len(run.history) + _WARM_UP)
-            action = np.clip(mean + rng.normal(0, spread, m), -1, 1).astype(np.float32)
-            after, reward, _, _, _ = env.step(action)
-            assert agent.replay_buffer is not None
-            agent.replay_buffer.add(
-                state[None], after[None], action[None], np.array([reward]), np.array([False]), [{}]
-            )
-            if attempt >= 8:
-                agent.train(gradient_steps=_TRAIN_STEPS, batch_size=64)
-    return run.result()
+        self.model._setup_learn(total_timesteps=1)
+        assert self.model.replay_buffer is not None
+        self.buffer = self.model.replay_buffer
+
+    def visit(self, point: np.ndarray) -> None:
+        """Evaluate a point and remember it."""
+        action = point.astype(np.float32)
+        state, gain, *_ = self.env.step(action)
+        self.buffer.add(
+            self.state[None], state[None], action[None], np.array([gain]), np.array([True]), [{}]
+        )
+        self.points.append(action)
+        self.gains.append(gain)
+
+    def train(self) -> None:
+        """Renew the rewards, the ranks of all points, then some gradient steps."""
+        count = len(self.gains)
+        ranks = np.argsort(np.argsort(self.gains, kind="stable"), kind="stable")
+        self.buffer.rewards[:count, 0] = 2 * ranks / max(count - 1, 1) - 1
+        self.model.train(gradient_steps=_TRAIN_STEPS, batch_size=64)
+
+    def proposal(self) -> np.ndarray:
+        """What the actor would do."""
+        return self.model.predict(self.state, deterministic=True)[0]
+
+    def best(self) -> np.ndarray:
+        """The best point so far."""
+        return self.points[int(np.argmax(self.gains))]
 
 
 @contextmanager

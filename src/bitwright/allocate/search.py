@@ -109,14 +109,14 @@ def _read_log(path: Path) -> list[tuple[str, float]]:
     """Finished lines of a log; a last line cut off by a kill is dropped, on disk as well."""
     entries: list[tuple[str, float]] = []
     good: list[str] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             found = json.loads(line)
             if found["index"] != len(entries):
                 break
             entries.append((str(found["plan"]), float.fromhex(found["value"])))
             good.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             break
     path.write_text("".join(line + "\n" for line in good))
     return entries

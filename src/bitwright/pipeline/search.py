@@ -23,10 +23,10 @@ from bitwright.pipeline.settings import Settings
 from bitwright.quantize import EdgeGrid, Quantized, WeightTable
 from bitwright.quantize.scores import WIDTHS
 
-#: rows the correction looks at, in the search and for the result
-SEARCH_ROWS, CORRECTION_ROWS, HELD_OUT_ROWS = 256, 256, 768
+#: rows the correction looks at, and rows that judge a plan
+CORRECTION_ROWS, HELD_OUT_ROWS = 256, 768
 #: rows an evaluation of CW-HAWQ corrects on, and is rewarded on
-REWARD_CORRECTION_ROWS, REWARD_ROWS = 128, 512
+REWARD_CORRECTION_ROWS, REWARD_ROWS = 64, 1024
 #: nats; a row's KL counts linearly below and logarithmically above
 REWARD_SCALE = 0.01
 
@@ -192,14 +192,17 @@ class Workbench:
 
     def build(self, plan: Plan) -> Quantized:
         """Round, then correct."""
-        x, reference = self._reference(CORRECTION_ROWS)
+        return self._corrected(plan, CORRECTION_ROWS)
+
+    def _corrected(self, plan: Plan, rows: int) -> Quantized:
+        x, reference = self._reference(rows)
         bits = quantize.plan_bits(self.network, plan)
         layers = quantize.round_weights(self.network, self.tables, bits)
-        return quantize.correct(self.network, layers, self.edges, x, reference)[0]
+        return quantize.correct(self.network, layers, self.edges, x, reference)
 
     def held_out(self) -> Tensor:
         """Calibration rows that the correction never sees."""
-        used = max(len(self._reference(SEARCH_ROWS)[0]), len(self._reference(CORRECTION_ROWS)[0]))
+        used = len(self._reference(CORRECTION_ROWS)[0])
         rows = self.calibration[used : used + HELD_OUT_ROWS]
         return rows if len(rows) else self.calibration[-HELD_OUT_ROWS:]
 
@@ -214,30 +217,19 @@ class Workbench:
         mean): over 22 plans it ranks unseen images' mean KL better than the plain mean of as many
         rows does (docs/decisions/reward.md).
         """
-        x, reference = self._reference(REWARD_CORRECTION_ROWS)
-        held_out = self.pool[:REWARD_ROWS]
+        rows = self.pool[:REWARD_ROWS]
         if self._reward is None:
-            self._reward = outputs(self.network.module, held_out)
-        bits = quantize.plan_bits(self.network, plan)
-        layers = quantize.round_weights(self.network, self.tables, bits)
-        _, found = quantize.correct(
-            self.network, layers, self.edges, x, reference, held_out=held_out
-        )
+            self._reward = outputs(self.network.module, rows)
+        found = quantize.simulate(self._corrected(plan, REWARD_CORRECTION_ROWS), rows)
         values = per_sample(self._reward, found, self.kind, self.class_axis).clamp(min=0)
         return REWARD_SCALE * float(torch.expm1(torch.log1p(values / REWARD_SCALE).mean()))
 
     def samples(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """Divergence of each held-out row, and the outputs there."""
-        x, reference = self._reference(SEARCH_ROWS)
         held_out = self.held_out()
         if self._target is None:
             self._target = outputs(self.network.module, held_out)
-        bits = quantize.plan_bits(self.network, plan)
-        layers = quantize.round_weights(self.network, self.tables, bits)
-        with torch.no_grad():
-            _, found = quantize.correct(
-                self.network, layers, self.edges, x, reference, held_out=held_out
-            )
+        found = quantize.simulate(self.build(plan), held_out)
         return per_sample(self._target, found, self.kind, self.class_axis), found
 
     def onnx_bytes(self, plan: Plan) -> int:

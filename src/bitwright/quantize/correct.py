@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from bitwright.arith.grid import round_scale
-from bitwright.network import Layer, Network, join, run
+from bitwright.network import Layer, Network, run
 from bitwright.quantize.activations import EdgeGrid, fake_quantize
 from bitwright.quantize.weights import QuantizedLayer, channel_axis
 
@@ -70,9 +70,8 @@ def correct(
     x: Tensor,
     reference: Mapping[str, Tensor],
     *,
-    held_out: Tensor | None = None,
     gain: bool = True,
-) -> tuple[Quantized, Tensor]:
+) -> Quantized:
     """Correct all layers in one pass of the quantized network.
 
     Args:
@@ -81,17 +80,14 @@ def correct(
         edges: grids of the edges; empty for float activations.
         x: [n, ...] images to correct on.
         reference: :func:`float_outputs` of `x`.
-        held_out: further images carried through the same pass, not used for the correction.
         gain: also correct the gain; False corrects the offset alone.
 
     Returns:
-        The corrected network, and its outputs: for the held-out rows if given, else for `x`.
+        The corrected network.
     """
     by_call = {name: layer for layer in network.layers for name in layer.calls}
     group = {e.name: e.group for e in network.edges}
     fixed: dict[str, QuantizedLayer] = dict(layers)
-    fresh = len(x)
-    rows = x if held_out is None else torch.cat([x, held_out])
 
     def edge(name: str, value: Tensor) -> Tensor:
         if name in group and group[name] in edges:
@@ -108,15 +104,15 @@ def correct(
         axis = channel_axis(layer)
         if len(layer.calls) == 1:
             target = reference[node.name]
-            stored, a = _fit(layer, stored, value[:fresh], target, gain)
+            stored, a = _fit(layer, stored, value, target, gain)
             fixed[layer.name] = stored
             value = value.mul_(_along(a, value, axis))
         value = value.add_(_along(stored.bias, value, axis))
         return edge(node.name, value)
 
     with torch.no_grad():
-        output = join(run(network.module, rows, call, enter=lambda n, v: edge(n.name, v)))
-    return Quantized(network, fixed, edges), output if held_out is None else output[fresh:]
+        run(network.module, x, call, enter=lambda n, v: edge(n.name, v))
+    return Quantized(network, fixed, edges)
 
 
 def _along(vector: Tensor, like: Tensor, axis: int) -> Tensor:

@@ -14,7 +14,7 @@ from bitwright.quantize.correct import Quantized
 from bitwright.quantize.weights import constants
 
 
-def simulate(quantized: Quantized, x: Tensor, *, chunk: int = 128) -> Tensor:
+def simulate(quantized: Quantized, x: Tensor, *, chunk: int = 64) -> Tensor:
     """Outputs of the quantized network for the rows `x`, [n, ...], without gradient."""
     group = {e.name: e.group for e in quantized.network.edges}
     edges = quantized.edges
