@@ -257,6 +257,7 @@ def bad():
     "rows": ({"calibration_rows": 0}, ("--calibration-rows",)),
     "evaluations": ({"evaluations": 1}, ("--evaluations",)),
     "activations": ({"activations": "7"}, ("8 or float",)),
+    "device": ({"device": "tpu"}, ("--device", "cpu or cuda", "'tpu'")),
     "skip": ({"skip": "nothing."}, ("nothing.",)),
     "task and model": ({"task": "x.py:task"}, ("not both",)),
     "max-drop without labels": (

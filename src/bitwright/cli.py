@@ -63,11 +63,12 @@ Skip = Annotated[
 ]
 Evaluations = Annotated[int, typer.Option(help="Plans that cw-hawq evaluates.")]
 Rows = Annotated[int, typer.Option("--calibration-rows", help="Used at most.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda: where measuring and fine-tuning run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
-    "activations", "epochs", "seed", "skip", "evaluations", "calibration_rows",
+    "activations", "epochs", "seed", "skip", "evaluations", "calibration_rows", "device",
 )  # fmt: skip
 
 
@@ -92,6 +93,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         skip: Skip = None,
         evaluations: Evaluations = 150,
         calibration_rows: Rows = 1024,
+        device: Device = "cpu",
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
@@ -179,7 +181,9 @@ def _may_be(name: str, value: object) -> bool:
         return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     if name in ("max_drop", "max_kl"):
         return value is None or isinstance(value, int | float)
-    return isinstance(value, str) or (value is None and name not in ("method", "activations"))
+    return isinstance(value, str) or (
+        value is None and name not in ("method", "activations", "device")
+    )
 
 
 def _remember(path: Path, given: dict[str, Any]) -> None:
@@ -214,6 +218,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             skip=tuple(given["skip"] or ()),
             evaluations=given["evaluations"],
             calibration_rows=given["calibration_rows"],
+            device=given["device"],
         )
     )
     if given["task"] is not None:
@@ -384,6 +389,7 @@ def demo(
     given |= {
         "model": "demo", "data": "demo", "budget": budget, "method": method, "epochs": epochs,
         "seed": seed, "activations": "8", "evaluations": 150, "calibration_rows": 1024,
+        "device": "cpu",
     }  # fmt: skip
     _perform(given, out, quiet, _compress)
 

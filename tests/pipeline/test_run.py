@@ -264,6 +264,25 @@ def test_settings_are_checked(options: dict[str, Any], tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BitwrightError, match="no CUDA device; use --device cpu"):
+        Run(task(), Settings(device="cuda"), tmp_path / "run")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_another_device_measures_and_trains_the_same(tmp_path: Path):
+    here, there = (
+        Run(task(), Settings(device=device, epochs=1), tmp_path / device)
+        for device in ("cpu", "cuda")
+    )
+    for name, found in here.sensitivity.layers.items():
+        assert there.sensitivity.layers[name].value == pytest.approx(found.value, rel=1e-3)
+    assert there.verification.ok
+    ours, theirs = (run.judgements["channels"][0].kl for run in (here, there))
+    assert theirs == pytest.approx(ours, rel=0.3, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("text", "bits", "fraction", "size"),
     [

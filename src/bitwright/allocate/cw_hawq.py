@@ -38,9 +38,9 @@ from bitwright.allocate.random_ratios import random_points, starting_ratios
 from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchResult
 
 #: first points, shared with random search
-_WARM_UP = 10
+_WARM_UP = 25
 #: standard deviation of the exploration at the first and the last evaluation
-_NOISE = (0.4, 0.06)
+_NOISE = (0.3, 0.05)
 _TRAIN_STEPS = 60
 #: attempts without a plan that was not met before, after which nothing new is expected
 _PATIENCE = 60

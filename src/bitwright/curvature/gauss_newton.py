@@ -45,7 +45,7 @@ def gauss_newton(
     """Traces of every layer's rows and every edge's channels, for the mean divergence over rows.
 
     Args:
-        network: captured float network.
+        network: captured float network, on any device; passes run there, sums are kept here.
         x: [n, ...] calibration rows; labels are not needed.
         kind: `kl` or `squared`.
         class_axis: axis of the classes, for `kl`.
@@ -136,6 +136,7 @@ def _visit(
     inputs: dict[str, tuple[Node, Tensor]] = {}
     watched: dict[str, Tensor] = {}
     edge_names = {e.name for e in network.edges} if sums.with_edges else set()
+    x = x.to(network.device)
 
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -172,7 +173,7 @@ def _visit(
             found = torch.autograd.grad(
                 flat,
                 [watched[n] for n in names],
-                vectors[k].reshape(flat.shape).to(flat.dtype),
+                vectors[k].reshape(flat.shape).to(flat),
                 retain_graph=position + 1 < len(live),
                 allow_unused=True,
             )
@@ -278,7 +279,7 @@ class _Sums:
 
     def add(self, key: str, rows: Tensor, k: int, squares: Tensor) -> None:
         """Add pass k's squares [n, C] of the samples `rows`."""
-        squares = squares.detach().double()
+        squares = squares.detach().cpu().double()
         if key not in self.by_sample:
             self.by_sample[key] = torch.zeros(self.samples, squares.shape[1], dtype=torch.float64)
             zero = torch.zeros(squares.shape[1], dtype=torch.float64)

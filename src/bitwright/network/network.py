@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bitwright.errors import BitwrightError
-from bitwright.network.capture import attribute, capture
+from bitwright.network.capture import attribute, capture, set_attribute
 from bitwright.network.ops import (
     CLIPS,
     INTEGER,
@@ -104,6 +106,25 @@ class Network:
     def matrix(self, layer: Layer) -> Tensor:
         """The layer's weight as [rows, fan_in]."""
         return self.tensor(layer.weight).reshape(layer.rows, layer.fan_in)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph's tensors are."""
+        return self.tensor(self.layers[0].weight).device
+
+    def to(self, device: str | torch.device) -> Network:
+        """The same network with its tensors on another device; itself if they are there."""
+        place = torch.device(device)
+        if self.device == place:
+            return self
+        module = copy.deepcopy(self.module)
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                set_attribute(module, node.target, attribute(module, node.target).to(place))
+            elif "device" in node.kwargs:  # what the graph creates: zeros, ranges
+                node.kwargs = {**node.kwargs, "device": place}
+        module.recompile()
+        return replace(self, module=module)
 
 
 def build(model: nn.Module, example: Tensor, *, skip: Sequence[str] = ()) -> Network:

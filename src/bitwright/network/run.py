@@ -76,10 +76,13 @@ def outputs(
 ) -> Tensor:
     """The graph's outputs for all rows, in chunks, without gradient: [n, ...].
 
-    A tuple or dict of tensors is flattened and joined on axis 1, each one as [n, -1].
+    A tuple or dict of tensors is flattened and joined on axis 1, each one as [n, -1]. Rows travel
+    to the module's device and outputs back to theirs.
     """
+    place = next((p.device for p in module.parameters()), x.device)
     with torch.no_grad():
-        return torch.cat([join(run(module, b, call, **options)) for b in batches(x, chunk)])
+        found = [join(run(module, b.to(place), call, **options)) for b in batches(x, chunk)]
+        return torch.cat([values.to(x.device) for values in found])
 
 
 def join(value: Any) -> Tensor:

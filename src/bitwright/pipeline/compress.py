@@ -99,7 +99,7 @@ def compress(
             out.
         progress: called with a stage's name and the finished fraction.
         **options: fields of :class:`bitwright.Settings`: method, activations, epochs, seed,
-            max_kl, max_drop, overrides, skip, evaluations, calibration_rows.
+            max_kl, max_drop, overrides, skip, evaluations, calibration_rows, device.
 
     Raises:
         BitwrightError: the input is wrong; one line says what, where, and what to do.

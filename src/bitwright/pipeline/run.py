@@ -139,6 +139,7 @@ class Run:
             _VERSION,
             fingerprint(self.task),
             s.seed,
+            s.device,
             s.skip,
             floats,
             s.calibration_rows,
@@ -198,7 +199,7 @@ class Run:
             return curvature.load(path)
         with self.store.stage("measure", key, path.name):
             found = curvature.gauss_newton(
-                self.network,
+                self.network.to(self.settings.device),
                 self.calibration,
                 kind=self.task.divergence,
                 class_axis=self.task.class_axis,
@@ -423,6 +424,7 @@ class Run:
                         kind=self.task.divergence,
                         class_axis=self.task.class_axis,
                         seed=self.settings.seed,
+                        device=self.settings.device,
                         progress=lambda f: self.progress("finetune", f),
                     )
                     if self.settings.epochs

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from bitwright.errors import BitwrightError
@@ -35,6 +36,7 @@ class Settings:
         skip: layers left in float.
         evaluations: plans CW-HAWQ evaluates.
         calibration_rows: used at most.
+        device: `cpu` or `cuda`, where measuring and fine-tuning run.
     """
 
     budget: Budget | None = field(default_factory=lambda: parse_budget("3bit"))
@@ -48,6 +50,7 @@ class Settings:
     skip: tuple[str, ...] = ()
     evaluations: int = 150
     calibration_rows: int = 1024
+    device: str = "cpu"
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -73,6 +76,10 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
     if settings.activations not in (8, None):
         raise BitwrightError(f"activations must be 8 or float, not {settings.activations}")
+    if settings.device not in ("cpu", "cuda"):
+        raise BitwrightError(f"--device must be cpu or cuda, not {settings.device!r}")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise BitwrightError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
     goals = [
         name
         for name, value in (

@@ -35,6 +35,7 @@ def finetune(
     rate: float = 1e-3,
     held_out: float = 0.15,
     seed: int = 0,
+    device: str = "cpu",
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Quantized, list[float]]:
     """Train the quantized network towards the float model's answers.
@@ -48,6 +49,7 @@ def finetune(
         rate: Adam's learning rate relative to a layer's mean step; falls along a cosine.
         held_out: share of rows.
         seed: of the order of rows.
+        device: where to train; the result is back on the CPU.
         progress: called with the finished fraction.
 
     Returns:
@@ -62,7 +64,7 @@ def finetune(
         return float(per_sample(target, simulate(candidate, judge), kind, class_axis).mean())
 
     best, history = quantized, [value(quantized)]
-    state = _Latent(quantized)
+    state = _Latent(quantized, device)
     optimizer = torch.optim.Adam(state.groups(rate), betas=(0.9, 0.99))
     steps = max(1, len(train) // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * steps))
@@ -71,8 +73,9 @@ def finetune(
         order = torch.randperm(len(train), generator=generator)
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
+            wanted, given = teacher[rows].to(device), train[rows].to(device)
             with torch.enable_grad():
-                loss = _loss(teacher[rows], state.forward(train[rows]), kind, class_axis)
+                loss = _loss(wanted, state.forward(given), kind, class_axis)
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
@@ -97,9 +100,11 @@ def _loss(reference: Tensor, found: Tensor, kind: str, class_axis: int) -> Tenso
 class _Latent:
     """Latent weights, log steps and biases of every layer, as leaves of the training graph."""
 
-    def __init__(self, quantized: Quantized) -> None:
+    def __init__(self, quantized: Quantized, device: str) -> None:
         self.quantized = quantized
         network = quantized.network
+        self.network = network.to(device)
+        self.grids: dict[str, Grid] = {}
         self.weight: dict[str, Tensor] = {}
         self.log_step: dict[str, Tensor] = {}
         self.bias: dict[str, Tensor] = {}
@@ -112,9 +117,13 @@ class _Latent:
             gain = (w * meant).sum(1) / w.square().sum(1).clamp(min=1e-12)
             latent = w * gain.clamp(1 / 16, 16)[:, None]
             same = quantize(latent, stored.grid) == stored.codes
-            self.weight[layer.name] = torch.where(same, latent, meant).requires_grad_(True)
-            self.log_step[layer.name] = stored.grid.scale.log().requires_grad_(True)
-            self.bias[layer.name] = stored.bias.clone().requires_grad_(True)
+            latent = torch.where(same, latent, meant)
+            self.weight[layer.name] = _leaf(latent, device)
+            self.log_step[layer.name] = _leaf(stored.grid.scale.log(), device)
+            self.bias[layer.name] = _leaf(stored.bias, device)
+            self.grids[layer.name] = Grid(
+                *(t.to(device) for t in (stored.grid.bits, stored.grid.scale, stored.grid.zero))
+            )
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameter groups: weights move in units of their layer's step."""
@@ -128,11 +137,11 @@ class _Latent:
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        network, edges = self.quantized.network, self.quantized.edges
+        network, edges = self.network, self.quantized.edges
         group = {e.name: e.group for e in network.edges}
         constants: dict[str, Tensor] = {}
         for layer in network.layers:
-            grid = self.quantized.layers[layer.name].grid
+            grid = self.grids[layer.name]
             weight = _straight(self.weight[layer.name], self.log_step[layer.name], grid)
             constants[layer.weight] = weight.reshape(layer.shape)
             constants[layer.bias] = self.bias[layer.name]
@@ -151,10 +160,16 @@ class _Latent:
         layers = {}
         for layer in self.quantized.network.layers:
             old = self.quantized.layers[layer.name]
-            grid = replace(old.grid, scale=round_scale(self.log_step[layer.name].detach().exp()))
-            codes = quantize(self.weight[layer.name].detach(), grid)
-            layers[layer.name] = QuantizedLayer(codes, grid, self.bias[layer.name].detach().clone())
+            scale = round_scale(self.log_step[layer.name].detach().cpu().exp())
+            grid = replace(old.grid, scale=scale)
+            codes = quantize(self.weight[layer.name].detach().cpu(), grid)
+            bias = self.bias[layer.name].detach().cpu().clone()
+            layers[layer.name] = QuantizedLayer(codes, grid, bias)
         return replace(self.quantized, layers=layers)
+
+
+def _leaf(value: Tensor, device: str) -> Tensor:
+    return value.detach().clone().to(device).requires_grad_(True)
 
 
 def _straight(weight: Tensor, log_step: Tensor, grid: Grid) -> Tensor:
