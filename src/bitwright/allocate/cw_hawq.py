@@ -16,7 +16,7 @@ action, reward and networks below are **our reconstruction**.
 
 Six numbers for eight widths, whatever the network: the paper's "number of states is much smaller"
 than with a choice for each layer or channel. Variants that measured worse are listed in
-docs/decisions/reward.md.
+docs/decisions/0005-agent.md.
 """
 
 from __future__ import annotations

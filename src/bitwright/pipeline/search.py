@@ -215,7 +215,7 @@ class Workbench:
 
         A mean of the rows' KL that a few rows cannot decide (their KL spreads over six times its
         mean): over 22 plans it ranks unseen images' mean KL better than the plain mean of as many
-        rows does (docs/decisions/reward.md).
+        rows does (docs/decisions/0004-reward.md).
         """
         rows = self.pool[:REWARD_ROWS]
         if self._reward is None:

@@ -4,7 +4,7 @@ For each output channel the gain a and offset b that minimize `E[(a·y_q + b −
 positions, `a = cov(y, y_q)/var(y_q)`, `b = E[y] − a·E[y_q]`, are absorbed into the row's scale and
 bias. Layers are visited in order, each behind the corrected ones before it. (Matching mean and
 variance instead, as batch-norm re-estimation does, measured worse at every width: see
-docs/decisions/correction.md.)
+docs/decisions/0003-correction.md.)
 """
 
 from __future__ import annotations
