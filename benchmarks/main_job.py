@@ -45,7 +45,7 @@ def task(model: torch.nn.Module, arrays: dict[str, np.ndarray]) -> Task:
 
 
 #: of each search in `ratios`
-EVALUATIONS = 150
+EVALUATIONS = 80
 
 
 def stderr(values: torch.Tensor) -> float:
