@@ -46,9 +46,7 @@ BudgetText = Annotated[
     str | None,
     typer.Option("--budget", help="3bit (mean), 12.5% of the float file, or 180KB. Default 3bit."),
 ]
-Method = Annotated[
-    str, typer.Option(help="channels, cw-hawq, layers or uniform. channels is the one to use.")
-]
+Method = Annotated[str, typer.Option(help="channels, cw-hawq, layers or uniform.")]
 MaxDrop = Annotated[
     float | None, typer.Option(help="Smallest file that loses at most so many points.")
 ]
