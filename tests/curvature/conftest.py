@@ -1,16 +1,3 @@
-"""One thread: the networks here are so small that threads only wait for each other."""
+"""One thread for every test here."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from small import one_thread  # noqa: F401 - a fixture

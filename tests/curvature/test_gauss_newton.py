@@ -15,21 +15,9 @@ from torch import Tensor, nn
 from bitwright.curvature import Sensitivity, divergence, gauss_newton
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, join, run
+from small import Fn
 
 Rows = tuple[int, ...]
-
-
-class Fn(nn.Module):
-    """Some modules and parameters, and a forward given as a function of them and the input."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module | Tensor) -> None:
-        super().__init__()
-        self.f = forward
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(self, x)
 
 
 def conv(i: int = 2, o: int = 2, k: int = 3, **options: int) -> nn.Conv2d:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitwright.errors import BitwrightError
 from bitwright.network import build, outputs, run
 from bitwright.network.ops import aten
+from small import Fn
 
 IMAGE, VECTOR, SERIES = (3, 6, 6), (5,), (3, 9)
 
@@ -31,19 +32,6 @@ def settled(model: nn.Module, shape: tuple[int, ...] = ()) -> nn.Module:
                 nn.init.uniform_(m.weight, -1.5, 1.5)
                 nn.init.uniform_(m.bias, -0.5, 0.5)
     return model
-
-
-class Fn(nn.Module):
-    """Some modules and parameters, and a forward given as a function of them and the input."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module | Tensor) -> None:
-        super().__init__()
-        self.f = forward
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(self, x)
 
 
 def targets(network) -> list:

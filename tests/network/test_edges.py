@@ -13,19 +13,7 @@ from torch import Tensor, nn
 from bitwright.curvature import gauss_newton
 from bitwright.network import Edge, Network, build
 from bitwright.network.ops import aten
-
-
-class Fn(nn.Module):
-    """Some modules and parameters, and a forward given as a function of them and the input."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module | Tensor) -> None:
-        super().__init__()
-        self.f = forward
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(self, x)
+from small import Fn
 
 
 def conv(i: int = 3, o: int = 4) -> nn.Conv2d:
