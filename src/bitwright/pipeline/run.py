@@ -48,7 +48,7 @@ from bitwright.pipeline.settings import (
     check_settings,
     float_layers,
 )
-from bitwright.pipeline.store import Store, write_text
+from bitwright.pipeline.store import Store, write_bytes, write_text
 from bitwright.quantize import Quantized
 from bitwright.task import Task, fingerprint, metric_of
 from bitwright.train import finetune
@@ -127,7 +127,7 @@ class Run:
         floats = float_layers(self.settings.overrides, named)
         if floats:
             found = build(self.task.model, self.calibration, skip=(*skip, *floats))
-        apply_overrides({k: v for k, v in self.settings.overrides.items() if v != "float"}, found)
+        apply_overrides(self.settings.overrides, found)
         return found
 
     @cached_property
@@ -167,10 +167,7 @@ class Run:
     def preflight(self) -> Preflight:
         """Export the float model and compare; writes `float.onnx`."""
         found, content = self._flight
-        target = self.store.path("float.onnx")
-        temporary = target.with_name("float.onnx.part")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        write_bytes(self.store.path("float.onnx"), content)
         return found
 
     def check_goal(self) -> None:
@@ -215,8 +212,7 @@ class Run:
     @cached_property
     def bounds(self) -> Bounds:
         """Widths that overrides allow each layer, and layers tied to one width."""
-        overrides = {k: v for k, v in self.settings.overrides.items() if v != "float"}
-        return Bounds.of(self.network, *apply_overrides(overrides, self.network))
+        return Bounds.of(self.network, *apply_overrides(self.settings.overrides, self.network))
 
     @cached_property
     def tables(self) -> dict[str, quantize.WeightTable]:

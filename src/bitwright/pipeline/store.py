@@ -14,11 +14,16 @@ from typing import Any
 from bitwright.errors import BitwrightError
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write to a temporary name, then rename."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text, as UTF-8."""
+    write_bytes(path, text.encode())
 
 
 class Store:
