@@ -150,6 +150,8 @@ def solve(
     n, m = loss.shape
     item = np.repeat(np.arange(n), m)
     spread = max(float(np.abs(loss).max()), 1e-300)
+    # HiGHS keeps rows to within 1e-6: at this scale that is less than one unit of cost
+    unit = min(float(cost.max()), 1e5)
     one = coo_array((np.ones(n * m), (item, np.arange(n * m))), shape=(n, n * m))
     result = milp(
         (loss / spread).ravel(),
@@ -157,7 +159,7 @@ def solve(
         bounds=Bounds(0, allowed.ravel().astype(float)),
         constraints=[
             LinearConstraint(one.tocsr(), 1, 1),
-            LinearConstraint(cost.ravel()[None].astype(float), -np.inf, budget),
+            LinearConstraint(cost.ravel()[None] / unit, -np.inf, budget / unit),
         ],
         options={"time_limit": 10.0, "mip_rel_gap": 1e-9},
     )
