@@ -11,7 +11,8 @@ action, reward and networks below are **our reconstruction**.
   −1 (the worst) to 1 (the best), renewed in the replay buffer at every step. Ranks do not care that
   KL spans orders of magnitude, nor about a plan that is hopeless.
 - Exploration: Gaussian noise, shrinking over the run, around the agent's proposal or (as often)
-  around the best plan so far; DDPG is off-policy and learns from both.
+  around the best plan so far; of eight such points the one the critic values most is evaluated.
+  DDPG is off-policy and learns from all of them.
 - Agent: stable-baselines3 DDPG, two hidden layers of 64, discount 0.
 
 Six numbers for eight widths, whatever the network: the paper's "number of states is much smaller"
@@ -41,6 +42,8 @@ from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchRes
 _WARM_UP = 25
 #: standard deviation of the exploration at the first and the last evaluation
 _NOISE = (0.3, 0.05)
+#: points among which the critic picks
+_CANDIDATES = 8
 _TRAIN_STEPS = 60
 #: attempts without a plan that was not met before, after which nothing new is expected
 _PATIENCE = 60
@@ -57,9 +60,10 @@ class RatioEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
         bits = np.array(run.problem.choices, dtype=float)
         self._taken = np.linalg.qr(np.stack([np.ones(m), bits], axis=1))[0]
 
-    def canonical(self, point: np.ndarray) -> np.ndarray:
-        """`point` without the directions that normalizing and tilting undo, in [−1, 1]."""
-        return np.clip(point - self._taken @ (self._taken.T @ point), -1, 1)
+    def canonical(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., m] without what normalizing and tilting undo, in [−1, 1]."""
+        inside = np.clip(points, -1, 1)
+        return np.clip(inside - inside @ self._taken @ self._taken.T, -1, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """The state, always the same."""
@@ -68,7 +72,7 @@ class RatioEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> Any:
         """Evaluate the ratios; the episode is over."""
-        value = self.run.point(self.canonical(np.asarray(action, dtype=float)))
+        value = self.run.point(np.asarray(action, dtype=float))
         return np.zeros(1, np.float32), -float(np.log(max(value, 1e-12))), True, False, {}
 
 
@@ -121,7 +125,7 @@ def cw_hawq(
             spread *= 1.05**idle
             centre = agent.proposal() if rng.random() < 0.5 else agent.best()
             known = len(run.history)
-            agent.visit(env.canonical(np.clip(centre + rng.normal(0, spread, m), -1, 1)))
+            agent.visit(agent.valued(centre + rng.normal(0, spread, (_CANDIDATES, m))))
             idle = idle + 1 if len(run.history) == known else 0
     return run.result()
 
@@ -172,6 +176,15 @@ class _Agent:
     def proposal(self) -> np.ndarray:
         """What the actor would do."""
         return self.model.predict(self.state, deterministic=True)[0]
+
+    def valued(self, points: np.ndarray) -> np.ndarray:
+        """Of the points [k, m], canonical, the one that the critic values most."""
+        points = self.env.canonical(points)
+        states = torch.from_numpy(self.state).expand(len(points), -1)
+        actions = torch.from_numpy(points.astype(np.float32))
+        with torch.no_grad():
+            values = self.model.critic(states, actions)[0]
+        return points[int(values.argmax())]
 
     def best(self) -> np.ndarray:
         """The best point so far."""
