@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from bitwright.deploy import IntegerNetwork, artefact, onnx_file, runtime, verify
+from bitwright.deploy.verify import _same_class as same_class
 from bitwright.errors import BitwrightError
 from bitwright.network.network import fused_activation
 from bitwright.quantize import EdgeGrid, Quantized, simulate
@@ -288,3 +289,13 @@ def test_latencies_are_seconds(file: Callable[[str], tuple[Quantized, Path]]):
     _, path = file("dense")
     found = runtime.latencies([path, path], fresh("dense", 1), rounds=3)
     assert len(found) == 2 and all(0 < t < 5 for t in found)
+
+
+def test_the_same_class_is_counted_by_row_along_the_class_axis():
+    scores = torch.tensor([[0.0, 2.0, 1.0], [3.0, 1.0, 2.0]])
+    moved = torch.tensor([[0.5, 1.5, 1.0], [1.0, 1.5, 0.0]])
+    assert same_class(scores, scores, 1) == 2 and same_class(scores, moved, 1) == 1
+    tokens, other = torch.stack([scores, scores]), torch.stack([scores, moved])
+    assert same_class(tokens, other, 2) == 1  # one of two positions differs: the row differs
+    assert same_class(tokens.mT, other.mT, 1) == 1
+    assert same_class(scores[:, 0], moved[:, 0], 1) == 2  # numbers have no class

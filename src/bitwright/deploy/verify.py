@@ -108,12 +108,7 @@ def verify(
             steps[name] = max(steps[name], int(gap.max(initial=0)))
             sizes[name] += gap.size
         error = max(error, float((ours - output).abs().max()))
-        axis = class_axis if ours.ndim > class_axis else ours.ndim - 1
-        same += (
-            int((ours.argmax(axis) == output.argmax(axis)).flatten(1).all(1).sum())
-            if (ours.ndim > 2)
-            else int((ours.argmax(axis) == output.argmax(axis)).sum())
-        )
+        same += _same_class(ours, output, class_axis)
         done += len(rows)
         if progress:
             progress(done / len(x))
@@ -137,6 +132,15 @@ def verify(
         operations=dict(sorted(operations.items())),
         runtime=f"onnxruntime {onnxruntime.__version__} on {platform.machine()}",
     )
+
+
+def _same_class(a: Tensor, b: Tensor, class_axis: int) -> int:
+    """Rows with the same largest output at every position; all of them where rows are numbers."""
+    if a.ndim == 1:
+        return len(a)
+    axis = min(class_axis, a.ndim - 1)
+    same = a.argmax(axis) == b.argmax(axis)
+    return int(same.reshape(len(a), -1).all(1).sum())
 
 
 def _stored(quantized: Quantized, calls: set[str], edges: list[str]) -> int:
