@@ -100,14 +100,14 @@ def quality(rows: harness.Rows, folder: Path, quick: bool) -> None:
 class _Contest:
     """CW-HAWQ against random ratios on ResNet-20 at 2.5 bits; one for each process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, judged: int | None) -> None:
         work = task(networks.resnet20(), networks.cifar10())
         run = Run(work, Settings(activations=None), folder)
         self.bench = bench = run.bench
         seen = torch.cat([run.calibration, run.pool])
         used = {row.numpy().tobytes() for row in seen}
         fresh = [i for i, row in enumerate(work.calibration) if row.numpy().tobytes() not in used]
-        self.judges = {"unseen": work.calibration[fresh], "test": work.test}
+        self.judges = {"unseen": work.calibration[fresh[:judged]], "test": work.test}
         self.references = {n: outputs(run.network.module, x) for n, x in self.judges.items()}
         self.problem = bench.problem(int(2.5 * run.network.weights))
         self.order = quantize.trace_order(run.network, run.sensitivity, bench.tables)
@@ -137,10 +137,10 @@ class _Contest:
 _contest: _Contest | None = None
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, judged: int | None) -> None:
     global _contest
     torch.set_num_threads(1)
-    _contest = _Contest(folder)
+    _contest = _Contest(folder, judged)
 
 
 def _hold(seed: int, count: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -155,13 +155,17 @@ def ratios(rows: harness.Rows, folder: Path, quick: bool) -> None:
     (6,020 of them), and on the 517 test images. One process a core, each with its own seeds.
     """
     place = folder / "ratios"
-    contest = _Contest(place)  # measures; the workers find the sensitivity there
+    judged = 500 if quick else None
+    contest = _Contest(place, judged)  # measures; the workers find the sensitivity there
     plain = contest.judged(allocate.knapsack(contest.problem))
     plain["reward"] = contest.bench.reward(allocate.knapsack(contest.problem))
-    count, seeds = (12, 1) if quick else (EVALUATIONS, 8)
+    count, seeds = (4, 1) if quick else (EVALUATIONS, 8)
     found = []
     with ProcessPoolExecutor(
-        1 if quick else os.cpu_count(), multiprocessing.get_context("spawn"), _prepare, (place,)
+        1 if quick else os.cpu_count(),
+        multiprocessing.get_context("spawn"),
+        _prepare,
+        (place, judged),
     ) as pool:
         for seed, (ours, theirs) in enumerate(pool.map(_hold, range(seeds), [count] * seeds)):
             found.append([ours[k] / theirs[k] for k in ("unseen", "test", "reward")])
