@@ -245,6 +245,6 @@ def test_constants_are_no_edges(forward: Callable[[Fn, Tensor], Tensor]):
         if node.all_input_nodes and all(n.op == "get_attr" for n in node.all_input_nodes):
             assert node.name not in names
     assert not [n for n in names if n.startswith("expand")]
-    found = gauss_newton(network, x, share=1.0, directions=3)
+    found = gauss_newton(network, x, tolerance=0)
     assert set(found.edges) == {e.name for e in network.edges}
     assert all((e.value > 0).all() for e in found.edges.values())

@@ -55,7 +55,7 @@ from bitwright.train import finetune
 
 STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
 #: bump when a stage computes something else from the same inputs
-_VERSION = 2
+_VERSION = 3
 
 Progress = Callable[[str, float], None]
 

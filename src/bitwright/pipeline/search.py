@@ -314,7 +314,8 @@ def bits_for_quality(
 ) -> int:
     """The smallest weight budget, in bits, whose plan is good enough on held-out rows.
 
-    Bisection to 1/32 bit a weight; quality is taken to grow with the budget.
+    Bisection to 1/32 bit a weight; as quality does not quite grow with the budget, the six smaller
+    steps of that size below what it finds are tried as well.
 
     Raises:
         BitwrightError: not even the largest plan is good enough.
@@ -336,4 +337,6 @@ def bits_for_quality(
             high = middle
         else:
             low = middle
-    return high
+    step = max(1, bench.network.weights // 32)
+    below = [high - k * step for k in range(6, 0, -1) if high - k * step > least]
+    return next((b for b in below if good_enough(solve(bench, inner, b))), high)

@@ -1,0 +1,168 @@
+"""Which directions of which samples are visited: eigenvectors for certain, the rest by chance.
+
+With one number c: eigenvectors with `c λ ≥ 1` are visited one by one; what they leave of a sample,
+`r = Tr Λ − Σ λ`, is drawn with probability `π = min(1, c r)`. A larger c only adds eigenvectors and
+samples (each keeps its luck), so nothing that was visited is lost but redrawn rests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitwright.curvature.losses import OutputHessian
+
+#: copies too few for a pass of their own
+_FEW = 12
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Of every sample's Λ.
+
+    Attributes:
+        trace, squares: Tr Λ and Tr Λ², float64 [n].
+        values: leading eigenvalues [n, k], falling; vectors: [n, K, k], or None for k = 0.
+    """
+
+    trace: Tensor
+    squares: Tensor
+    values: Tensor
+    vectors: Tensor | None
+
+    @classmethod
+    def of(cls, hessian: OutputHessian, count: int) -> Spectrum:
+        """With `count` leading eigenvectors."""
+        values = torch.zeros(hessian.rows, 0, dtype=torch.float64)
+        vectors = None
+        if count and hessian.rows:
+            values, vectors = hessian.leading(count)
+        return cls(hessian.trace(), hessian.squares(), values, vectors)
+
+    def left(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Trace and trace of the square of what `own` [n] eigenvectors leave."""
+        mask = torch.arange(self.values.shape[1]) < own[:, None]
+        held = self.values * mask
+        rest = (self.trace - held.sum(1)).clamp(min=0)
+        rest = torch.where(rest < 1e-12 * self.trace, torch.zeros_like(rest), rest)
+        return rest, (self.squares - held.square().sum(1)).clamp(min=0)
+
+    def density(self, tolerance: float) -> float:
+        """c at which a channel whose curvature goes with Tr Λ has a third of the tolerance."""
+        total = float(self.trace.sum())
+        if total == 0:
+            return 1.0
+        unit = 1 / float(self.trace.max())
+        low, high = 0.0, 60.0  # powers of two
+        for _ in range(40):
+            middle = (low + high) / 2
+            c = unit * 2**middle
+            rest, squares = self.left((self.values * c >= 1).sum(1))
+            chance = (c * rest).clamp(1e-300, 1)
+            noise = 0.5 * (rest.square() - squares).clamp(min=0)
+            variance = ((1 - chance) / chance * rest.square() + noise / chance).sum()
+            if float(variance) > (tolerance / 3 * total) ** 2:
+                low = middle
+            else:
+                high = middle
+        return unit * 2**high
+
+    def plan(self, density: float, luck: Tensor, draws: int) -> Plan:
+        """Who is visited at this c: samples with luck [n] below their π are drawn."""
+        own = (self.values * density >= 1).sum(1)
+        rest, squares = self.left(own)
+        chance = (density * rest).clamp(max=1)
+        mixing = (1 - squares / rest.square().clamp(min=1e-300)).clamp(0, 1)
+        count = torch.where((luck < chance) & (rest > 0), draws, 0)
+        chance = torch.where(rest > 0, chance, torch.ones_like(chance))
+        return Plan(self, density, own, count, chance, mixing)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For every sample.
+
+    Attributes:
+        spectrum: of all samples; density: c.
+        own: eigenvectors visited [n]; draws: random directions in the rest, 0 if not drawn [n].
+        chance: π [n], 1 where nothing is left; mixing: ρ of what is left [n].
+    """
+
+    spectrum: Spectrum
+    density: float
+    own: Tensor
+    draws: Tensor
+    chance: Tensor
+    mixing: Tensor
+
+    @classmethod
+    def everything(cls, spectrum: Spectrum, spared: float = 0.0) -> Plan:
+        """All eigenvectors, but the smallest ones that hold a share `spared` of all curvature."""
+        values = spectrum.values.flatten().sort().values
+        total = spectrum.trace.sum()
+        left_out = int((values.cumsum(0) <= max(spared, 1e-15) * total).sum())
+        floor = values[left_out - 1] if left_out else values.new_zeros(())
+        own = (spectrum.values > floor).sum(1)
+        zero = torch.zeros_like(spectrum.trace)
+        return cls(spectrum, float("inf"), own, torch.zeros_like(own), zero + 1, zero)
+
+    @property
+    def final(self) -> bool:
+        """Nothing is left to chance."""
+        return self.density == float("inf")
+
+    def share(self) -> float:
+        """Of Σ Tr Λ, the part in visited directions."""
+        trace = self.spectrum.trace
+        rest = self.spectrum.left(self.own)[0]
+        seen = torch.where(self.draws > 0, trace, trace - rest)
+        return float(seen.sum() / trace.sum().clamp(min=1e-300))
+
+
+@dataclass(frozen=True)
+class Units:
+    """Directions to visit, as copies of samples with equally many directions each.
+
+    A forward pass serves several backward passes, all of them over all of its rows: samples with
+    many directions are taken apart into copies of two and one, unless many samples have as many.
+
+    Attributes:
+        copies: (sample, first kind, last kind + 1) by number of kinds: size -> int64 [m, 3].
+            Kinds below `own` are eigenvectors, those from `own` on draws.
+        opened: samples that are visited at all.
+    """
+
+    copies: dict[int, Tensor]
+    opened: Tensor
+
+    def __len__(self) -> int:
+        return sum(size * len(some) for size, some in self.copies.items())
+
+    @classmethod
+    def of(cls, plan: Plan, before: Plan | None, chunk: int) -> Units:
+        """What `plan` visits beyond `before`."""
+        first = torch.zeros_like(plan.own) if before is None else before.own
+        again = torch.ones_like(plan.own, dtype=torch.bool)
+        if before is not None:
+            again = (plan.own != before.own) | (plan.draws != before.draws)
+        last = torch.where(again, plan.own + plan.draws, first)
+        count = last - first
+        opened = torch.nonzero(count > 0).flatten()
+        sizes: dict[int, list[Tensor]] = {}
+        for size in count[opened].unique().tolist():
+            rows = opened[count[opened] == size]
+            whole = plan.final or len(rows) >= chunk or size <= 2
+            for a in range(0, size, size if whole else 2):
+                width = size if whole else min(2, size - a)
+                start = first[rows] + a
+                part = torch.stack([rows, start, start + width], 1)
+                sizes.setdefault(width, []).append(part)
+        copies = {k: torch.cat(v) for k, v in sorted(sizes.items(), reverse=True)}
+        if not plan.final and 0 < len(copies.get(2, ())) < _FEW:
+            first, second = copies.pop(2), copies.get(1, torch.zeros(0, 3, dtype=torch.int64))
+            ones = [torch.stack([first[:, 0], first[:, 1] + a, first[:, 1] + a + 1], 1)
+                    for a in (0, 1)]  # fmt: skip
+            copies[1] = torch.cat([*ones, second])
+        return cls(copies, opened)

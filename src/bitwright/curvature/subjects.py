@@ -1,0 +1,144 @@
+"""What is measured: a captured network, or any module with its batches, seen the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from bitwright.curvature import layout
+from bitwright.curvature.layout import Layout
+from bitwright.curvature.losses import flatten
+from bitwright.curvature.row_squares import Placed
+from bitwright.curvature.tape import Tape
+from bitwright.network import Network, join, run
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of some samples, its graph alive.
+
+    Attributes:
+        outputs: [m, K], in the order of Λ.
+        uses: weight name -> its uses.
+        edges: edge name -> (tensor, channel axis, layout).
+        loose: weight name -> leaf, for weights in operations without a rule.
+    """
+
+    outputs: Tensor
+    uses: Mapping[str, tuple[Placed, ...]]
+    edges: Mapping[str, tuple[Tensor, int, Layout]]
+    loose: Mapping[str, Tensor]
+
+
+class Subject(Protocol):
+    """Weights and edges with their shapes, and passes over samples."""
+
+    @property
+    def weights(self) -> Mapping[str, tuple[int, ...]]:
+        """Weight name -> shape."""
+        ...
+
+    def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
+        """Passes that together visit the samples `rows`; with each, its places in `rows`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """A pass before anything is known of samples: outputs [m, K], uses, and edges with channels."""
+
+    outputs: Tensor
+    tape: Tape
+    edges: Mapping[str, tuple[Tensor, int]]
+
+    def layouts(self) -> list[Layout]:
+        """Of all uses, then of all edges, by the gradient of the first sample's outputs."""
+        n = len(self.outputs)
+        probe = torch.zeros_like(self.outputs)
+        generator = torch.Generator().manual_seed(0)
+        probe[0] = torch.randn(self.outputs.shape[1], generator=generator).to(probe)
+        watched = [(u.weight, u.y, u.channel) for u in self.tape.uses]
+        watched += [(name, t, axis) for name, (t, axis) in self.edges.items()]
+        found = gradients(self.outputs, [t for _, t, _ in watched], probe, keep=False)
+        return [
+            layout.find(name, t, axis, g, n)
+            for (name, t, axis), g in zip(watched, found, strict=True)
+        ]
+
+    def placed(self, layouts: list[Layout]) -> Pass:
+        """The same with layouts."""
+        uses: dict[str, list[Placed]] = {}
+        for use, where in zip(self.tape.uses, layouts, strict=False):
+            uses.setdefault(use.weight, []).append(Placed(use, where, len(self.outputs)))
+        rest = layouts[len(self.tape.uses) :]
+        edges = {
+            name: (t, axis, where)
+            for (name, (t, axis)), where in zip(self.edges.items(), rest, strict=True)
+        }
+        return Pass(self.outputs, {n: tuple(u) for n, u in uses.items()}, edges, {})
+
+
+def gradients(
+    outputs: Tensor, at: list[Tensor], direction: Tensor, *, keep: bool
+) -> list[Tensor | None]:
+    """`∂⟨direction, outputs⟩/∂t` for each t; None where the outputs do not depend on it."""
+    live = [t for t in at if t.requires_grad]
+    found = iter(
+        torch.autograd.grad(outputs, live, direction, retain_graph=keep, allow_unused=True)
+        if live
+        else ()
+    )
+    return [next(found) if t.requires_grad else None for t in at]
+
+
+class NetworkSubject:
+    """A captured network on the rows x."""
+
+    def __init__(
+        self, network: Network, x: Tensor, kind: str, class_axis: int, with_edges: bool
+    ) -> None:
+        self.network, self.x = network, x
+        self.kind, self.class_axis = kind, class_axis
+        self.edge_names = {e.name for e in network.edges} if with_edges else set()
+        self.weights = {la.weight: la.shape for la in network.layers}
+        self._layouts: list[Layout] | None = None
+
+    def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
+        """One pass over all of them."""
+        if self._layouts is None:
+            self._layouts = self._record(torch.arange(len(self.x))[:3]).layouts()
+        yield torch.arange(len(rows)), self._record(rows).placed(self._layouts)
+
+    def _record(self, rows: Tensor) -> Record:
+        x = self.x[rows].to(self.network.device)
+        module = self.network.module
+        # all of them: with tokens as input, something must require a gradient in front of edges
+        leaves = {
+            n: p.detach().requires_grad_(True)
+            for n, p in module.named_parameters()
+            if p.is_floating_point()
+        } | {n: self.network.tensor(n).detach().requires_grad_(True) for n in self.weights}
+        tape = Tape({n: leaves[n] for n in self.weights})
+        edges: dict[str, tuple[Tensor, int]] = {}
+
+        def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            if node.name in self.edge_names:
+                edges[node.name] = value, 1
+            return value
+
+        def enter(node: Node, value: Tensor) -> Tensor:
+            if value.is_floating_point():
+                value = value.detach().requires_grad_(True)
+                if node.name in self.edge_names:
+                    edges[node.name] = value, 1
+            return value
+
+        with torch.enable_grad(), tape:
+            output = join(run(module, x, call, enter=enter, constants=leaves))
+        return Record(flatten(output, self.kind, self.class_axis), tape, edges)

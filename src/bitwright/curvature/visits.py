@@ -1,0 +1,121 @@
+"""The passes: forward over some samples, backward for each of their directions, squares added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright.curvature.ledger import Ledger
+from bitwright.curvature.losses import OutputHessian
+from bitwright.curvature.row_squares import row_squares
+from bitwright.curvature.selection import Plan, Units
+from bitwright.curvature.subjects import Pass, Subject, gradients
+
+
+def visit(
+    subject: Subject,
+    hessian: OutputHessian,
+    plan: Plan,
+    units: Units,
+    ledger: Ledger,
+    columns: Mapping[str, slice],
+    chunk: int,
+    seed: int,
+) -> Iterator[int]:
+    """Visit the units, at most `chunk` rows in a pass, and yield how many directions are done."""
+    opened = plan.final
+    done = 0
+    for size, copies in units.copies.items():
+        for some in copies.split(chunk):
+            for index, passed in subject.forward(some[:, 0]):
+                part = some[index]
+                kinds = [part[:, 1] + k for k in range(size)]
+                rows = part[:, 0]
+                directions = [_direction(hessian, plan, rows, k, seed) for k in kinds]
+                found = squares(passed, subject.weights, directions, columns)
+                if not opened:
+                    ledger.open(units.opened, found.dtype)
+                    opened = True
+                if plan.final:
+                    ledger.close(found.sum(0))
+                else:
+                    for k, each in zip(kinds, found, strict=True):
+                        ledger.add(rows, each, k < plan.own[rows])
+                done += size * len(part)
+                yield done
+
+
+def _direction(hessian: OutputHessian, plan: Plan, rows: Tensor, kind: Tensor, seed: int) -> Tensor:
+    """Each row's direction [m, K]: `√λ_k v_k` below its own, else random in what they leave."""
+    spectrum = plan.spectrum
+    own = kind < plan.own[rows]
+    found = torch.zeros(len(rows), hessian.numbers, dtype=torch.float64)
+    if bool(own.any()):
+        assert spectrum.vectors is not None
+        some, k = rows[own], kind[own]
+        found[own] = spectrum.vectors[some, :, k] * spectrum.values[some, k, None].sqrt()
+    if not bool(own.all()):
+        some = rows[~own]
+        signs = torch.stack(
+            [_signs(hessian.numbers, seed, int(r), int(k))
+             for r, k in zip(some, kind[~own], strict=True)]
+        )  # fmt: skip
+        drawn = hessian.take(some).random(signs).double()
+        if spectrum.vectors is not None:
+            most = int(plan.own[some].max())
+            mask = torch.arange(most) < plan.own[some][:, None]
+            basis = spectrum.vectors[some][..., :most] * mask[:, None]
+            drawn = drawn - (basis @ (basis.mT @ drawn[..., None]))[..., 0]
+        found[~own] = drawn
+    return found
+
+
+def _signs(count: int, seed: int, row: int, kind: int) -> Tensor:
+    """Random signs that depend on nothing but their names, int8 [count]."""
+    state = np.random.SeedSequence((seed, row, kind)).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def squares(
+    passed: Pass,
+    weights: Mapping[str, tuple[int, ...]],
+    directions: list[Tensor],
+    columns: Mapping[str, slice],
+) -> Tensor:
+    """For each direction [m, K], every sample's squared gradient by channel.
+
+    Args:
+        passed: a forward pass of m samples, its graph alive; weights: name -> shape.
+        directions: `√λ v` or `S ε` of each sample.
+        columns: key (`layer:…`, `edge:…`) -> its channels among all C.
+
+    Returns:
+        [directions, m, C]; channels that no gradient reaches are zero.
+    """
+    n = len(passed.outputs)
+    watched = [use.use.y for uses in passed.uses.values() for use in uses]
+    watched += [t for t, _, _ in passed.edges.values()]
+    found = [
+        gradients(passed.outputs, watched, d.to(passed.outputs), keep=k + 1 < len(directions))
+        for k, d in enumerate(directions)
+    ]
+    width = max(c.stop for c in columns.values())
+    result = torch.zeros(len(directions), n, width, dtype=passed.outputs.dtype)
+    place = 0
+    for name, uses in passed.uses.items():
+        some = [g[place : place + len(uses)] for g in found]
+        place += len(uses)
+        for k, s in enumerate(row_squares(weights[name], uses, some)):
+            if s is not None:
+                result[k][:, columns[f"layer:{name}"]] = s.detach()
+    for name, (_, axis, where) in passed.edges.items():
+        for k, each in enumerate(found):
+            gradient = each[place]
+            if gradient is not None:
+                result[k][:, columns[f"edge:{name}"]] = where.channel_squares(gradient, axis, n)
+        place += 1
+    return result
