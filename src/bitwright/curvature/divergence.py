@@ -7,7 +7,6 @@ Gauss-Newton matrix `Jᵀ Λ J`, for every architecture. `squared`: ½‖y − y
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bitwright.errors import BitwrightError
