@@ -1,7 +1,7 @@
 """bitwright makes trained PyTorch networks small with second-order information."""
 
 from bitwright.allocate import Plan, Problem
-from bitwright.curvature import Estimate, Sensitivity
+from bitwright.curvature import Estimate, Sensitivity, traces
 from bitwright.data import Data
 from bitwright.deploy import IntegerNetwork, Verification
 from bitwright.errors import BitwrightError
@@ -25,4 +25,5 @@ __all__ = [
     "__version__",
     "compress",
     "load",
+    "traces",
 ]

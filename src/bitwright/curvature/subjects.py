@@ -50,11 +50,15 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """A pass before anything is known of samples: outputs [m, K], uses, and edges with channels."""
+    """A pass before anything is known of samples: outputs [m, K], uses, and edges with channels.
+
+    `leaves` are the tensors that took the place of the parameters.
+    """
 
     outputs: Tensor
     tape: Tape
     edges: Mapping[str, tuple[Tensor, int]]
+    leaves: Mapping[str, Tensor]
 
     def layouts(self) -> list[Layout]:
         """Of all uses, then of all edges, by the gradient of the first sample's outputs."""
@@ -80,7 +84,8 @@ class Record:
             name: (t, axis, where)
             for (name, (t, axis)), where in zip(self.edges.items(), rest, strict=True)
         }
-        return Pass(self.outputs, {n: tuple(u) for n, u in uses.items()}, edges, {})
+        loose = {n: self.leaves[n] for n in sorted(self.tape.unknown)}
+        return Pass(self.outputs, {n: tuple(u) for n, u in uses.items()}, edges, loose)
 
 
 def gradients(
@@ -141,4 +146,4 @@ class NetworkSubject:
 
         with torch.enable_grad(), tape:
             output = join(run(module, x, call, enter=enter, constants=leaves))
-        return Record(flatten(output, self.kind, self.class_axis), tape, edges)
+        return Record(flatten(output, self.kind, self.class_axis), tape, edges, leaves)

@@ -59,6 +59,7 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.uses: list[Use] = []
         self.unknown: set[str] = set()
+        self.added: set[str] = set()
         self._shape = {name: w.shape for name, w in weights.items()}
         self._known = {id(w): (name, slice(0, w.shape[0] if w.ndim else 1), w)
                        for name, w in weights.items()}  # fmt: skip
@@ -96,7 +97,9 @@ class Tape(TorchFunctionMode):
                     self.uses.append(Use(name, y=value, rows=every, **use))
                 else:
                     self.uses.append(Use(name, y=value, rows=rows, **use))
-            taken = {id(weight), *map(id, _biases(func, args, kwargs))}
+            biases = _biases(func, args, kwargs)
+            self.added.update(self._known[id(b)][0] for b in biases if id(b) in self._known)
+            taken = {id(weight), *map(id, biases)}
             self.unknown.update(self._known[id(t)][0] for t in seen if id(t) not in taken)
             return
         results = [t for t in _tensors((value,), {}) if t.is_floating_point()]

@@ -99,8 +99,10 @@ def squares(
     n = len(passed.outputs)
     watched = [use.use.y for uses in passed.uses.values() for use in uses]
     watched += [t for t, _, _ in passed.edges.values()]
+    directions = [d.to(passed.outputs) for d in directions]
+    last = len(directions) - 1
     found = [
-        gradients(passed.outputs, watched, d.to(passed.outputs), keep=k + 1 < len(directions))
+        gradients(passed.outputs, watched, d, keep=k < last or bool(passed.loose))
         for k, d in enumerate(directions)
     ]
     width = max(c.stop for c in columns.values())
@@ -109,6 +111,8 @@ def squares(
     for name, uses in passed.uses.items():
         some = [g[place : place + len(uses)] for g in found]
         place += len(uses)
+        if name in passed.loose:
+            continue
         for k, s in enumerate(row_squares(weights[name], uses, some)):
             if s is not None:
                 result[k][:, columns[f"layer:{name}"]] = s.detach()
@@ -118,4 +122,13 @@ def squares(
             if gradient is not None:
                 result[k][:, columns[f"edge:{name}"]] = where.channel_squares(gradient, axis, n)
         place += 1
+    for name, leaf in passed.loose.items():  # no rule for its operations: sample by sample
+        for k, direction in enumerate(directions):
+            for i in range(n):
+                only = torch.zeros_like(direction)
+                only[i] = direction[i]
+                (gradient,) = gradients(passed.outputs, [leaf], only, keep=True)
+                if gradient is not None:
+                    row = gradient.reshape(max(len(leaf) if leaf.ndim else 1, 1), -1)
+                    result[k][i, columns[f"layer:{name}"]] = row.square().sum(1).to(result)
     return result

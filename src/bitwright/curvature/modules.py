@@ -1,0 +1,192 @@
+"""Any module with its batches, seen as weights, edges and passes; never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bitwright.curvature.batches import Batch
+from bitwright.curvature.layout import Layout
+from bitwright.curvature.losses import Block, OutputHessian, flatten, form, output_hessian
+from bitwright.curvature.row_squares import channels
+from bitwright.curvature.subjects import Pass, Record
+from bitwright.curvature.tape import Tape
+from bitwright.errors import BitwrightError
+
+#: operations whose inputs are edges, and the axis of their channels
+_EDGES = {"linear": -1, "matmul": -1, "conv": 1, "transposed": 1}
+
+
+class ModuleSubject:
+    """A module on batches.
+
+    Args:
+        model: evaluated as it is; parameters and buffers are replaced by copies in the call.
+        batches: from :func:`~bitwright.curvature.batches.read`.
+        loss: one for all outputs, or a mapping or sequence of losses of heads.
+        class_axis: of the classes in outputs.
+        select: from what the model returns to the outputs the loss sees.
+        with_edges: whether to watch activations.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: list[Batch],
+        loss: Any,
+        class_axis: int,
+        select: Callable[[Any], Any] | None,
+        with_edges: bool,
+    ) -> None:
+        self.model, self.batches, self.loss = model, batches, loss
+        self.class_axis, self.select, self.with_edges = class_axis, select, with_edges
+        self.parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        ends = torch.tensor([0, *[b.rows for b in batches]]).cumsum(0)
+        self.starts = ends[:-1]
+        self.rows = int(ends[-1])
+        self._layouts: dict[Any, list[Layout]] = {}
+        self._discover()
+
+    # ---------------------------------------------------------------- what there is
+
+    def _discover(self) -> None:
+        """Weights, edges and channels, from a few rows; a second pass must give the same."""
+        few = self.batches[0].take(torch.arange(min(3, self.batches[0].rows)))
+        record, again = self._record(few), self._record(few)
+        if not torch.equal(record.outputs, again.outputs):
+            raise BitwrightError(
+                "the model answers differently when asked again (dropout in training mode?), so "
+                "it has no Hessian; call .eval(), or take its randomness out"
+            )
+        tape = record.tape
+        used = {u.weight: u for u in tape.uses}
+        self.loose = sorted(tape.unknown)
+        self.weights = {
+            n: tuple(p.shape) for n, p in self.parameters.items() if n in used or n in tape.unknown
+        }
+        self.channels = {
+            f"layer:{n}": (shape[0] if shape else 1) if n in tape.unknown
+            else channels(shape, used[n])
+            for n, shape in self.weights.items()
+        }  # fmt: skip
+        self.channels |= {f"edge:{n}": t.shape[axis] for n, (t, axis) in record.edges.items()}
+        self.unused = [n for n in self.parameters if n not in self.weights and n not in tape.added]
+        self.frozen = [n for n in self.weights if not self.parameters[n].requires_grad]
+
+    def hessian(self, chunk: int) -> OutputHessian:
+        """Λ of all rows."""
+        outputs: list[Any] = []
+        targets: list[Any] = []
+        with torch.no_grad():
+            for batch in self.batches:
+                for a in range(0, batch.rows, chunk):
+                    part = batch.take(torch.arange(a, min(a + chunk, batch.rows)))
+                    heads = self._heads(self._call(part, self.parameters))
+                    outputs.append({k: v.detach().cpu() for k, v in heads.items()})
+                    targets.append(self._targets(part.targets))
+        shapes = {k: {v[k].shape[1:] for v in outputs} for k in outputs[0]}
+        for name, found in shapes.items():
+            if len(found) > 1:
+                raise BitwrightError(
+                    f"outputs {name or ''} have different shapes in different batches "
+                    f"({', '.join(str(tuple(s)) for s in sorted(found))}); pad them to one"
+                )
+        blocks: list[Block] = []
+        for name, loss in self._losses().items():
+            values = torch.cat([v[name] for v in outputs])
+            given = [t[name] for t in targets]
+            wanted = None if given[0] is None else torch.cat([t.cpu() for t in given])
+            head = output_hessian(loss, values, wanted, self.class_axis)
+            blocks += [Block(b.logits, b.scale / head.total) for b in head.blocks]
+        return OutputHessian(tuple(blocks))
+
+    # ---------------------------------------------------------------- passes
+
+    def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
+        """One pass for each batch they are of."""
+        owner = torch.searchsorted(self.starts, rows, right=True) - 1
+        for i in owner.unique().tolist():
+            places = torch.nonzero(owner == i).flatten()
+            part = self.batches[i].take(rows[places] - self.starts[i])
+            record = self._record(part)
+            yield places, record.placed(self._layout(record, i))
+
+    def _layout(self, record: Record, batch: int) -> list[Layout]:
+        signature = tuple((u.weight, u.kind, u.y.ndim) for u in record.tape.uses)
+        key = (signature, tuple(record.edges), min(len(record.outputs), 2))
+        if key not in self._layouts:
+            count = min(3 if key[2] > 1 else 1, self.batches[batch].rows)
+            few = self._record(self.batches[batch].take(torch.arange(count)))
+            self._layouts[key] = few.layouts()
+        return self._layouts[key]
+
+    def _record(self, batch: Batch) -> Record:
+        leaves = {n: p.detach().requires_grad_(True) for n, p in self.parameters.items()}
+        tape = Tape(leaves)
+        with torch.enable_grad(), tape:
+            value = self._call(batch, leaves, watched=True)
+        heads = self._heads(value)
+        losses = self._losses()
+        flat = [flatten(heads[k], form(losses[k]), self.class_axis) for k in losses]
+        edges: dict[str, tuple[Tensor, int]] = {}
+        seen: set[int] = set()
+        for use in tape.uses if self.with_edges else ():
+            if use.kind in _EDGES and use.x.requires_grad and id(use.x) not in seen:
+                seen.add(id(use.x))
+                name = f"{use.weight.removesuffix('.weight')}.input"
+                edges.setdefault(name, (use.x, _EDGES[use.kind]))
+        return Record(torch.cat(flat, 1), tape, edges, leaves)
+
+    def _call(self, batch: Batch, state: Mapping[str, Tensor], watched: bool = False) -> Any:
+        def place(t: Any) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            t = t.to(self.device)
+            return t.detach().requires_grad_(True) if watched and t.is_floating_point() else t
+
+        inputs = tree_map(place, batch.inputs)
+        # running statistics in training mode must not be changed
+        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        args = (
+            inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+        )
+        kwargs = inputs if isinstance(inputs, dict) else {}
+        return functional_call(self.model, {**state, **buffers}, args, kwargs)
+
+    # ---------------------------------------------------------------- heads
+
+    def _losses(self) -> dict[Any, Any]:
+        if isinstance(self.loss, Mapping):
+            return dict(self.loss)
+        if isinstance(self.loss, Sequence) and not isinstance(self.loss, str):
+            return dict(enumerate(self.loss))
+        return {None: self.loss}
+
+    def _targets(self, targets: Any) -> dict[Any, Any]:
+        losses = self._losses()
+        return {k: targets if k is None or targets is None else targets[k] for k in losses}
+
+    def _heads(self, value: Any) -> dict[Any, Tensor]:
+        """The outputs that each loss sees."""
+        if self.select is not None:
+            value = self.select(value)
+        losses = self._losses()
+        if None not in losses:
+            return {k: value[k] for k in losses}
+        if isinstance(value, Mapping) and "logits" in value:
+            return {None: value["logits"]}
+        if not isinstance(value, Tensor) and isinstance(getattr(value, "logits", None), Tensor):
+            return {None: value.logits}
+        leaves = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point()]
+        if len(leaves) != 1:
+            raise BitwrightError(
+                f"the model returns {len(leaves)} float tensors; say with select= which one the "
+                "loss sees, or give a loss for each (a dict or a list)"
+            )
+        return {None: leaves[0]}
