@@ -110,7 +110,7 @@ class ModuleSubject:
 
     def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
         """One pass for each batch they are of."""
-        owner = torch.searchsorted(self.starts, rows, right=True) - 1
+        owner = torch.searchsorted(self.starts, rows.contiguous(), right=True) - 1
         for i in owner.unique().tolist():
             places = torch.nonzero(owner == i).flatten()
             part = self.batches[i].take(rows[places] - self.starts[i])
