@@ -139,7 +139,11 @@ def _curvlinops(
     rest |= dict(model.named_buffers())
 
     def call(params: dict[str, Tensor], rows: Tensor) -> Tensor:
-        return torch.func.functional_call(model, {**params, **rest}, (rows,))
+        single = rows.ndim == 3  # it maps over single images
+        found = torch.func.functional_call(
+            model, {**params, **rest}, (rows[None] if single else rows,)
+        )
+        return found[0] if single else found
 
     pieces = list(zip(x.split(32), y.split(32), strict=True))
 
