@@ -231,6 +231,15 @@ def form(loss: Any) -> str:
     return "kl" if _rule(loss) in (_kl, _cross_entropy) else "squared"
 
 
+def known(loss: Any) -> bool:
+    """Whether the loss has a Λ here."""
+    try:
+        _rule(loss)
+    except BitwrightError:
+        return False
+    return True
+
+
 def _rule(loss: Any) -> Rule:
     for kind, rule in _RULES.items():
         if loss == kind if isinstance(kind, str) else isinstance(loss, kind):

@@ -106,6 +106,10 @@ class ModuleSubject:
             blocks += [Block(b.logits, b.scale / head.total) for b in head.blocks]
         return OutputHessian(tuple(blocks))
 
+    def outputs(self, batch: Batch, leaves: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The one head's outputs of a batch, with some parameters replaced."""
+        return self._heads(self._call(batch, {**self.parameters, **(leaves or {})}))[None]
+
     # ---------------------------------------------------------------- passes
 
     def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:

@@ -1,0 +1,161 @@
+"""The Hessian of a loss in a module's weights as an operator: products by double backward.
+
+`H z = ∂⟨∂L/∂w, z⟩/∂w` (Pearlmutter, Neural Computation 6, 1994). One product after another on the
+same rows reuses the gradient's graph: about 6 forward passes each, 9 for the first. Fused attention
+has no second derivative; PyTorch's plain kernel is taken instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bitwright.curvature.batches import Batch, read
+from bitwright.curvature.losses import flatten, known, output_hessian
+from bitwright.curvature.modules import ModuleSubject
+from bitwright.errors import BitwrightError
+
+Vectors = Mapping[str, Tensor]
+
+
+class Hessian:
+    """H of the loss's mean over all data, in the weights of a module.
+
+    Args:
+        model, data: as for :func:`bitwright.traces`.
+        loss: as there; or any function of (outputs, targets) that gives a mean over rows.
+        class_axis, select: as there.
+        chunk: rows in a pass, which bounds the memory.
+
+    Attributes:
+        weights: name -> weight, those that :func:`bitwright.traces` measures.
+        channels: name -> (number, axis) of its output channels.
+
+    Raises:
+        BitwrightError: a model that answers differently when asked again; data that does not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        loss: Any = "kl",
+        *,
+        class_axis: int = 1,
+        select: Callable[[Any], Any] | None = None,
+        chunk: int = 128,
+    ) -> None:
+        batches = read(data)
+        proxy = loss if known(loss) else "squared"
+        self._subject = ModuleSubject(model, batches, proxy, class_axis, select, with_edges=False)
+        self._loss, self._axis, self._chunk = loss, class_axis, chunk
+        subject = self._subject
+        self.weights = {n: subject.parameters[n].detach() for n in subject.weights}
+        self.rows = subject.rows
+        self.channels = {
+            n: (count, 0 if count == w.shape[0] or w.ndim < 2 else 1)
+            for n, w in self.weights.items()
+            for count in [subject.channels[f"layer:{n}"]]
+        }
+        self._total = self._divisor()
+
+    def _divisor(self) -> float:
+        """What a mean divides sums by."""
+        if not isinstance(self._loss, nn.Module) or not known(self._loss):
+            return float(self.rows)
+        if self._loss.reduction != "mean":
+            return float(self.rows)
+        total = 0.0
+        with torch.no_grad():
+            for batch in self._pieces():
+                outputs = self._subject.outputs(batch)
+                total += output_hessian(self._loss, outputs, batch.targets, self._axis).total * (
+                    batch.rows
+                )
+        return total
+
+    def _pieces(self) -> Iterator[Batch]:
+        for batch in self._subject.batches:
+            for a in range(0, batch.rows, self._chunk):
+                yield batch.take(torch.arange(a, min(a + self._chunk, batch.rows)))
+
+    def _value(self, outputs: Tensor, reference: Tensor, targets: Any) -> Tensor:
+        """A chunk's share of the loss."""
+        if self._loss == "kl":
+            shape = (*outputs.shape[:1], -1, outputs.shape[self._axis])
+            p = flatten(reference, "kl", self._axis).reshape(shape).log_softmax(-1)
+            q = flatten(outputs, "kl", self._axis).reshape(shape).log_softmax(-1)
+            return (p.exp() * (p - q)).sum() / self._total
+        if self._loss == "squared":
+            return 0.5 * (outputs - reference).square().sum() / self._total
+        if targets is None:
+            raise BitwrightError(f"{self._loss} needs targets; give batches of (inputs, targets)")
+        targets = targets.to(outputs.device)
+        if known(self._loss):
+            summed = copy.copy(self._loss)
+            summed.reduction = "sum"
+            return summed(outputs, targets) / self._total
+        value: Tensor = self._loss(outputs, targets)
+        return value * (len(outputs) / self._total)
+
+    def products(
+        self, vectors: Sequence[Vectors], only: Sequence[str] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """H z for each z: name -> tensor, float64 sums over the data.
+
+        Args:
+            vectors: each a mapping from weights to tensors of their shapes; absent ones are zero.
+            only: weights whose part of the products is wanted; all without.
+        """
+        wanted = list(self.weights) if only is None else list(only)
+        found = [{n: torch.zeros_like(self.weights[n], dtype=torch.float64) for n in wanted}
+                 for _ in vectors]  # fmt: skip
+        if not vectors:
+            return found
+        sources = sorted({n for z in vectors for n in z} | set(wanted))
+        for batch in self._pieces():
+            leaves = {n: self.weights[n].detach().requires_grad_(True) for n in sources}
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                outputs = self._subject.outputs(batch, leaves)
+                value = self._value(outputs, outputs.detach(), batch.targets)
+                at = [leaves[n] for n in sources]
+                gradients = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
+                slope = dict(zip(sources, gradients, strict=True))
+                for k, z in enumerate(vectors):
+                    pairs = [(slope[n], v) for n, v in z.items()]
+                    live = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
+                    if not live:
+                        continue
+                    products = torch.autograd.grad(
+                        [g for g, _ in live],
+                        [leaves[n] for n in wanted],
+                        [v.to(g) for g, v in live],
+                        retain_graph=True,
+                        allow_unused=True,
+                    )
+                    for n, p in zip(wanted, products, strict=True):
+                        if p is not None:
+                            found[k][n] += p.detach().double()
+        return found
+
+    def by_channel(self, name: str, products: Tensor) -> Tensor:
+        """Sums of a weight-shaped tensor over each output channel, [C]."""
+        count, axis = self.channels[name]
+        if not products.ndim:
+            return products.reshape(1)
+        moved = products.movedim(axis, 0)
+        return moved.reshape(len(moved), -1).sum(1) if count == len(moved) else _grouped(
+            products, count
+        )  # fmt: skip
+
+
+def _grouped(products: Tensor, count: int) -> Tensor:
+    """A grouped transposed convolution's [in, out/groups, …]: channels are (group, out)."""
+    groups = count // products.shape[1]
+    parts = products.reshape(groups, -1, *products.shape[1:])
+    return parts.transpose(1, 2).reshape(count, -1).sum(1)
