@@ -209,7 +209,7 @@ def hutchinson_against_ours(rows: harness.Rows, quick: bool) -> None:
     probes = 8 if quick else 64
 
     def joint(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        got = hutchinson(network, x, reference, _kl, probes=count, seed=seed)
+        got = hutchinson(network.module, (x, reference), _kl, probes=count, seed=seed)
         errors = np.concatenate([e.stderr_probe for e in got.layers.values()])
         return flat(got), errors * math.sqrt(count)
 

@@ -106,7 +106,7 @@ class Hessian:
     def products(
         self, vectors: Sequence[Vectors], only: Sequence[str] | None = None
     ) -> list[dict[str, Tensor]]:
-        """H z for each z: name -> tensor, float64 sums over the data.
+        """H z for each z: name -> float64 tensor of the weight's shape.
 
         Args:
             vectors: each a mapping from weights to tensors of their shapes; absent ones are zero.
@@ -115,10 +115,17 @@ class Hessian:
         wanted = list(self.weights) if only is None else list(only)
         found = [{n: torch.zeros_like(self.weights[n], dtype=torch.float64) for n in wanted}
                  for _ in vectors]  # fmt: skip
-        if not vectors:
-            return found
+        for _, k, part in self.parts(vectors, wanted):
+            for n, p in part.items():
+                found[k][n] += p.double()
+        return found
+
+    def parts(
+        self, vectors: Sequence[Vectors], wanted: Sequence[str]
+    ) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+        """What each pass adds to each product: (number of the pass, of the vector, tensors)."""
         sources = sorted({n for z in vectors for n in z} | set(wanted))
-        for batch in self._pieces():
+        for number, batch in enumerate(self._pieces()):
             leaves = {n: self.weights[n].detach().requires_grad_(True) for n in sources}
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 outputs = self._subject.outputs(batch, leaves)
@@ -138,10 +145,13 @@ class Hessian:
                         retain_graph=True,
                         allow_unused=True,
                     )
-                    for n, p in zip(wanted, products, strict=True):
-                        if p is not None:
-                            found[k][n] += p.detach().double()
-        return found
+                    found = zip(wanted, products, strict=True)
+                    yield number, k, {n: p.detach() for n, p in found if p is not None}
+
+    @property
+    def passes(self) -> int:
+        """Passes over the data, of `chunk` rows at most."""
+        return sum(-(-b.rows // self._chunk) for b in self._subject.batches)
 
     def by_channel(self, name: str, products: Tensor) -> Tensor:
         """Sums of a weight-shaped tensor over each output channel, [C]."""
@@ -152,6 +162,22 @@ class Hessian:
         return moved.reshape(len(moved), -1).sum(1) if count == len(moved) else _grouped(
             products, count
         )  # fmt: skip
+
+    def mask(self, name: str, channel: int) -> Tensor:
+        """1 on one output channel's weights, 0 elsewhere."""
+        weight = self.weights[name]
+        count, axis = self.channels[name]
+        mask = torch.zeros_like(weight, dtype=torch.float64)
+        if not weight.ndim:
+            return mask + 1
+        if count == weight.shape[axis]:
+            mask.movedim(axis, 0)[channel] = 1
+        else:  # a grouped transposed convolution
+            out = weight.shape[1]
+            size = len(weight) // (count // out)
+            group = channel // out
+            mask[group * size : (group + 1) * size, channel % out] = 1
+        return mask
 
 
 def _grouped(products: Tensor, count: int) -> Tensor:

@@ -1,90 +1,162 @@
 """The papers' estimator: `Tr(H) = E[zᵀ H z]` with random signs z, by Hessian-vector products.
 
 HAWQ-V2 (Dong et al., arXiv 1911.03852, section 3): one joint probe for all layers,
-`Hz = ∂⟨∂L/∂w, z⟩/∂w`, and `z_c · (Hz)_c` summed over a channel estimates that channel's trace. L is
-the training loss, so labels are needed. Kept as the papers' variant and as a cross-check of
-:mod:`~bitwright.curvature.gauss_newton`: it needs about a million times the work for the same
-error.
+`Hz = ∂⟨∂L/∂w, z⟩/∂w`, and `z_c · (Hz)_c` summed over a channel estimates that channel's trace. Kept
+as the papers' variant, for losses whose Hessian is not Gauss-Newton's, and as a cross-check of
+:mod:`~bitwright.curvature.gauss_newton`, which needs a fraction of the work for the same error
+(`benchmarks/traces.py`).
+
+A channel's variance is `2 Σ_{a≠b in c} H_ab² + Σ_{a in c, b not in c} H_ab²` for a joint probe. A
+probe that is zero outside one layer, or one channel, loses the terms from outside, and costs a
+product for each layer or channel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor, nn
 
 from bitwright.curvature.estimate import Estimate, Sensitivity
-from bitwright.network import Network, batches, join, run
+from bitwright.curvature.hessian import Hessian
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+BLOCKS = ("joint", "layer", "channel")
+#: products on one gradient's graph before the stopping rule is asked
+_ROUND = 8
 
 
 def hutchinson(
-    network: Network,
-    x: Tensor,
-    labels: Tensor,
-    loss: Loss = torch.nn.functional.cross_entropy,
+    model: nn.Module,
+    data: Any,
+    loss: Any = "kl",
     *,
+    blocks: str = "joint",
+    tolerance: float = 0.0,
     probes: int = 32,
+    least: int = 8,
+    class_axis: int = 1,
+    select: Callable[[Any], Any] | None = None,
     chunk: int = 128,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Sensitivity:
-    """Traces per output channel of the Hessian of the mean training loss.
+    """Traces per output channel of the Hessian of the loss's mean.
 
     Args:
-        network: captured float network (evaluation mode).
-        x: [n, ...] rows; labels: their targets.
-        loss: mean loss of a batch from outputs and labels.
-        probes: random vectors, all layers at once; at least 2, so that an error is known.
-        chunk: rows in a pass; chunks are weighted by size, so that unequal ones agree with one.
+        model, data, class_axis, select: as for :func:`bitwright.traces`.
+        loss: as there, or any function of (outputs, targets) that gives a mean over rows.
+        blocks: `joint` probes, or probes that are zero outside a `layer` or a `channel`.
+        tolerance: stop when every layer's `stderr / |mean|` of the total trace is at most this.
+        probes: of every block at most; 2 at least, so that an error is known.
+        least: probes before the stopping rule may end it.
+        chunk: rows in a pass.
         seed: of the probes.
-        progress: called with the finished fraction.
+        progress: called with the finished fraction of `probes`.
 
     Returns:
-        Means over probes with the standard error over probes; the error of the data is not known
-        from joint probes and is NaN.
+        Means over probes with the standard error over probes, and over passes for the data (a
+        jackknife of groups, which holds the probes' noise as well; NaN for a single pass). Details
+        tell the probes spent and how many layers are not within the tolerance.
 
-    Cost: about six forward passes a probe (the graph of the gradient is kept).
+    Raises:
+        ValueError: fewer than 2 probes, or unknown blocks.
+        BitwrightError: see :class:`~bitwright.curvature.hessian.Hessian`.
+
+    Cost: about six forward passes a joint probe (the graph of the gradient is kept).
     """
     if probes < 2:
         raise ValueError(f"probes must be at least 2 for a standard error, got {probes}")
-    names = [layer.weight for layer in network.layers]
+    if blocks not in BLOCKS:
+        raise ValueError(f"blocks {blocks!r} is unknown; use one of {', '.join(BLOCKS)}")
+    hessian = Hessian(model, data, loss, class_axis=class_axis, select=select, chunk=chunk)
     generator = torch.Generator().manual_seed(seed)
-    signs = [
-        [
-            torch.randint(0, 2, layer.shape, generator=generator) * 2.0 - 1.0
-            for layer in network.layers
-        ]
-        for _ in range(probes)
-    ]
-    each = [torch.zeros(probes, layer.rows, dtype=torch.float64) for layer in network.layers]
-    pieces = list(zip(batches(x, chunk), batches(labels, chunk), strict=True))
-    done = 0
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention: no double backward
-        for rows, targets in pieces:
-            leaves = [network.tensor(n).detach().requires_grad_(True) for n in names]
-            constants = dict(zip(names, leaves, strict=True))
-            value = loss(join(run(network.module, rows, constants=constants)), targets)
-            gradients = torch.autograd.grad(value, leaves, create_graph=True)
-            weight = len(rows) / len(x)
-            for k, z in enumerate(signs):
-                z = [v.to(g.dtype) for v, g in zip(z, gradients, strict=True)]
-                products = torch.autograd.grad(gradients, leaves, z, retain_graph=True)
-                for i, layer in enumerate(network.layers):
-                    terms = (z[i] * products[i]).reshape(layer.rows, -1).sum(1)
-                    each[i][k] += terms.detach().double() * weight
-                done += 1
-                if progress:
-                    progress(done / (probes * len(pieces)))
-    layers = {}
-    for layer, table in zip(network.layers, each, strict=True):
-        stderr = table.std(0, unbiased=True) / math.sqrt(probes)
-        unknown = torch.full_like(stderr, torch.nan)
-        layers[layer.name] = Estimate(
-            table.mean(0).numpy(), stderr.numpy(), unknown.numpy(), len(x)
-        )
-    return Sensitivity("hutchinson", layers, details={"probes": probes, "estimator": "hutchinson"})
+    table = {n: torch.zeros(0, hessian.passes, c, dtype=torch.float64)
+             for n, (c, _) in hessian.channels.items()}  # fmt: skip
+    spent = 0
+    while True:
+        count = min(_ROUND, probes - spent)
+        for name, more in _round(hessian, blocks, count, generator):
+            table[name] = torch.cat([table[name], more])
+        spent += count
+        if progress:
+            progress(spent / probes)
+        beyond = sum(_relative_error(t) > tolerance for t in table.values())
+        if spent >= probes or (spent >= least and not beyond):
+            break
+    if progress and spent < probes:
+        progress(1.0)
+    return Sensitivity(
+        "hutchinson",
+        {n.removesuffix(".weight"): _estimate(t, hessian.rows) for n, t in table.items()},
+        details={
+            "estimator": f"hutchinson, {blocks}",
+            "probes": spent,
+            "tolerance": tolerance,
+            "beyond_tolerance": int(beyond),
+        },
+    )
+
+
+def _relative_error(table: Tensor) -> float:
+    """stderr / |mean| of a layer's total over probes; infinite for a total of zero with errors."""
+    totals = table.sum((1, 2))
+    if len(totals) < 2:
+        return math.inf
+    error = float(totals.std(unbiased=True)) / math.sqrt(len(totals))
+    return error / abs(float(totals.mean())) if error else 0.0
+
+
+def _estimate(table: Tensor, rows: int) -> Estimate:
+    """From [probes, passes, C]."""
+    totals = table.sum(1)
+    groups = table.shape[1]
+    probe = totals.std(0, unbiased=True) / math.sqrt(len(table))
+    data = torch.full_like(probe, torch.nan)
+    if groups > 1:  # passes add up to the mean over all rows
+        data = table.mean(0).std(0, unbiased=True) * math.sqrt(groups)
+    return Estimate(totals.mean(0).numpy(), probe.numpy(), data.numpy(), rows)
+
+
+def _round(
+    hessian: Hessian, blocks: str, count: int, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """`count` probes of every block: weight name, [count, passes, C]."""
+
+    def signs(name: str) -> Tensor:
+        shape = hessian.weights[name].shape
+        return torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
+
+    names = list(hessian.weights)
+    if blocks == "joint":
+        probes = [{n: signs(n) for n in names} for _ in range(count)]
+        yield from _quadratic(hessian, probes, names).items()
+        return
+    for name in names:
+        whole = [signs(name) for _ in range(count)]
+        if blocks == "layer":
+            yield from _quadratic(hessian, [{name: z} for z in whole], [name]).items()
+            continue
+        channels, _ = hessian.channels[name]
+        total = torch.zeros(count, hessian.passes, channels, dtype=torch.float64)
+        for c in range(channels):
+            mask = hessian.mask(name, c)
+            found = _quadratic(hessian, [{name: z * mask} for z in whole], [name])[name]
+            total[:, :, c] = found[:, :, c]
+        yield name, total
+
+
+def _quadratic(
+    hessian: Hessian, probes: list[dict[str, Tensor]], names: list[str]
+) -> dict[str, Tensor]:
+    """`z_c · (Hz)_c` by weight: [probes, passes, C]."""
+    found = {
+        n: torch.zeros(len(probes), hessian.passes, hessian.channels[n][0], dtype=torch.float64)
+        for n in names
+    }
+    for number, k, part in hessian.parts(probes, names):
+        for n, p in part.items():
+            found[n][k, number] = hessian.by_channel(n, probes[k][n] * p.cpu().double())
+    return found
