@@ -64,6 +64,7 @@ def test_the_public_names():
         "__version__",
         "compress",
         "load",
+        "traces",
     ]
     assert len(bitwright.__all__) <= 25
     assert all(hasattr(bitwright, name) for name in bitwright.__all__)

@@ -8,6 +8,7 @@ import json
 import logging
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,10 +109,22 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
 def _perform(
     given: dict[str, Any], out: Path, quiet: bool, act: Callable[[Any, Console, str], None]
 ) -> None:
+    from bitwright.curvature import processes
     from bitwright.pipeline import Run
 
     given = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
-    with _interruptible(), Bars(quiet) as bars:
+    with (
+        processes.started() as group,
+        tempfile.TemporaryDirectory() as scratch,
+        _interruptible(),
+        Bars(quiet or group.rank > 0) as bars,
+    ):
+        if group.size > 1 and act is not _measure:
+            raise BitwrightError(
+                f"{group.size} processes (torchrun) can only `measure`; run the other stages in one"
+            )
+        if group.rank:  # the first process writes the run's folder
+            out = Path(scratch)
         task, settings, name = _assemble(given)
         run = Run(task, settings, out, bars.update)
         for note in run.task.notes:
@@ -296,7 +309,11 @@ def _preflight(run: Any, console: Console, name: str) -> None:
 
 
 def _measure(run: Any, console: Console, name: str) -> None:
+    from bitwright.curvature import processes
+
     sensitivity = run.sensitivity
+    if processes.group().rank:
+        return
     table = Table(title=f"{name}: Hessian trace of the KL to float")
     for column in ("layer", "trace", "± probes", "± data", "per weight"):
         table.add_column(column, justify="left" if column == "layer" else "right")

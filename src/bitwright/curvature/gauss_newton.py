@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.curvature import divergence
+from bitwright.curvature import divergence, processes
 from bitwright.curvature.estimate import Estimate, Sensitivity
 from bitwright.curvature.ledger import Ledger, estimate
 from bitwright.curvature.losses import OutputHessian, output_hessian
@@ -107,7 +107,7 @@ def measure(
 
     Args:
         subject: what is measured, on the rows of `hessian`.
-        hessian: Λ of every row.
+        hessian: Λ of every row of this process; others hold other rows.
         channels: key (`layer:…`, `edge:…`) -> number of channels.
         tolerance, effort, chunk, seed, progress: see :func:`gauss_newton`.
     """
@@ -115,34 +115,39 @@ def measure(
     many = hessian.rank > _EXACT and not hessian.concentrated
     count = hessian.rank if exact else 0 if many else min(hessian.rank, _LEADING)
     spectrum = Spectrum.of(hessian, count)
-    n = hessian.rows
+    group = processes.group()
+    everywhere = spectrum.everywhere(group)
+    n = len(everywhere.trace)
+    first = sum(len(t) for t in group.gathered(spectrum.trace)[: group.rank])
     ends = np.cumsum([0, *channels.values()])
     columns = {k: slice(int(ends[i]), int(ends[i + 1])) for i, k in enumerate(channels)}
-    ledger = Ledger(n, int(ends[-1]))
+    ledger = Ledger(hessian.rows, int(ends[-1]))
     luck = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    luck = luck[first : first + hessian.rows]
+    draws = 2 if many else 1
     if exact:
-        plan = Plan.everything(spectrum, 0.1 * tolerance)
+        plan = Plan.everything(spectrum, everywhere.floor(0.1 * tolerance))
     else:
-        plan = spectrum.plan(spectrum.density(tolerance), luck, 2 if many else 1)
+        plan = spectrum.plan(everywhere.density(tolerance), luck, draws)
     before: Plan | None = None
     spent, limit = 0, max(1, int(effort * n))
     while True:
         units = Units.of(plan, before, chunk)
-        for done in visit(subject, hessian, plan, units, ledger, columns, chunk, seed):
+        for done in visit(subject, hessian, plan, units, ledger, columns, chunk, (seed, first)):
             progress((0.99 if exact else 0.9) * done / len(units))
-        spent += len(units)
-        sums = ledger.sums(plan.chance, plan.mixing, plan.draws)
+        spent += int(group.total(torch.tensor(len(units))))
+        sums = group.total(ledger.sums(plan.chance, plan.mixing, plan.draws))
         found = {k: estimate(sums[:, c], n, hessian.total) for k, c in columns.items()}
         errors = _relative_errors(found)
         beyond = int((errors > tolerance).sum())
-        whole = bool((plan.chance >= 1).all()) and not many
-        if exact or not beyond or spent >= limit or whole:
+        left = int(group.total((plan.chance < 1).sum()))
+        if exact or not beyond or spent >= limit or not (left or many):
             break
-        draws = 2 * int(plan.draws.max()) if many else 1
+        draws = 2 * draws if many else 1
         before, plan = plan, spectrum.plan(plan.density * 4, luck, draws)
     progress(1.0)
     return found, {
-        "share": plan.share(),
+        "share": float(group.total(plan.seen()) / everywhere.trace.sum().clamp(min=1e-300)),
         "backward_rows": spent,
         "estimator": "exact" if exact else "random signs" if many else "leading eigenvectors",
         "tolerance": tolerance,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bitwright.curvature import processes
 from bitwright.curvature.batches import Batch
 from bitwright.curvature.layout import Layout
 from bitwright.curvature.losses import Block, OutputHessian, flatten, form, output_hessian
@@ -103,7 +104,10 @@ class ModuleSubject:
             given = [t[name] for t in targets]
             wanted = None if given[0] is None else torch.cat([t.cpu() for t in given])
             head = output_hessian(loss, values, wanted, self.class_axis)
-            blocks += [Block(b.logits, b.scale / head.total) for b in head.blocks]
+            divisor = torch.tensor([head.total * self.rows, self.rows], dtype=torch.float64)
+            divisor = processes.group().total(divisor)  # a mean over everybody's targets
+            total = float(divisor[0] / divisor[1])
+            blocks += [Block(b.logits, b.scale / total) for b in head.blocks]
         return OutputHessian(tuple(blocks))
 
     def outputs(self, batch: Batch, leaves: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bitwright.curvature.losses import OutputHessian
+from bitwright.curvature.processes import Group
 
 #: copies too few for a pass of their own
 _FEW = 12
@@ -40,6 +41,17 @@ class Spectrum:
         if count and hessian.rows:
             values, vectors = hessian.leading(count)
         return cls(hessian.trace(), hessian.squares(), values, vectors)
+
+    def everywhere(self, group: Group) -> Spectrum:
+        """Of the samples of all processes, without vectors."""
+        trace, squares, values = map(group.joined, (self.trace, self.squares, self.values))
+        return Spectrum(trace, squares, values, None)
+
+    def floor(self, spared: float) -> float:
+        """The largest of the smallest eigenvalues that together hold a share `spared`."""
+        values = self.values.flatten().sort().values
+        left_out = int((values.cumsum(0) <= max(spared, 1e-15) * self.trace.sum()).sum())
+        return float(values[left_out - 1]) if left_out else 0.0
 
     def left(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """Trace and trace of the square of what `own` [n] eigenvectors leave."""
@@ -98,12 +110,8 @@ class Plan:
     mixing: Tensor
 
     @classmethod
-    def everything(cls, spectrum: Spectrum, spared: float = 0.0) -> Plan:
-        """All eigenvectors, but the smallest ones that hold a share `spared` of all curvature."""
-        values = spectrum.values.flatten().sort().values
-        total = spectrum.trace.sum()
-        left_out = int((values.cumsum(0) <= max(spared, 1e-15) * total).sum())
-        floor = values[left_out - 1] if left_out else values.new_zeros(())
+    def everything(cls, spectrum: Spectrum, floor: float = 0.0) -> Plan:
+        """All eigenvectors with eigenvalues above `floor`."""
         own = (spectrum.values > floor).sum(1)
         zero = torch.zeros_like(spectrum.trace)
         return cls(spectrum, float("inf"), own, torch.zeros_like(own), zero + 1, zero)
@@ -113,12 +121,11 @@ class Plan:
         """Nothing is left to chance."""
         return self.density == float("inf")
 
-    def share(self) -> float:
-        """Of Σ Tr Λ, the part in visited directions."""
+    def seen(self) -> Tensor:
+        """Σ Tr Λ of the visited directions."""
         trace = self.spectrum.trace
         rest = self.spectrum.left(self.own)[0]
-        seen = torch.where(self.draws > 0, trace, trace - rest)
-        return float(seen.sum() / trace.sum().clamp(min=1e-300))
+        return torch.where(self.draws > 0, trace, trace - rest).sum()
 
 
 @dataclass(frozen=True)

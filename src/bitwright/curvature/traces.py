@@ -40,7 +40,8 @@ def traces(
             projections, embeddings, scales of normalizations, weights used several times.
             Parameters in other operations are measured one sample at a time.
         data: inputs; `(inputs, targets)`; a dict of keyword arguments; or an iterable of those.
-            It is read once.
+            It is read once. In a `torch.distributed` group it is this process's part, and all
+            processes get the numbers of the whole.
         loss: "kl", "squared", an `nn.CrossEntropyLoss`, `nn.MSELoss` or `nn.BCEWithLogitsLoss`; a
             dict or list of them for several heads (their sum is measured).
         class_axis: axis of the classes: 1 as torch has it, −1 for `[n, tokens, vocabulary]`.

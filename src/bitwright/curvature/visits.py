@@ -23,9 +23,12 @@ def visit(
     ledger: Ledger,
     columns: Mapping[str, slice],
     chunk: int,
-    seed: int,
+    seed: tuple[int, int],
 ) -> Iterator[int]:
-    """Visit the units, at most `chunk` rows in a pass, and yield how many directions are done."""
+    """Visit the units, at most `chunk` rows in a pass, and yield how many directions are done.
+
+    `seed` is that of the signs, and the number of this process's first row among all.
+    """
     opened = plan.final
     done = 0
     for size, copies in units.copies.items():
@@ -48,7 +51,9 @@ def visit(
                 yield done
 
 
-def _direction(hessian: OutputHessian, plan: Plan, rows: Tensor, kind: Tensor, seed: int) -> Tensor:
+def _direction(
+    hessian: OutputHessian, plan: Plan, rows: Tensor, kind: Tensor, seed: tuple[int, int]
+) -> Tensor:
     """Each row's direction [m, K]: `√λ_k v_k` below its own, else random in what they leave."""
     spectrum = plan.spectrum
     own = kind < plan.own[rows]
@@ -60,7 +65,7 @@ def _direction(hessian: OutputHessian, plan: Plan, rows: Tensor, kind: Tensor, s
     if not bool(own.all()):
         some = rows[~own]
         signs = torch.stack(
-            [_signs(hessian.numbers, seed, int(r), int(k))
+            [_signs(hessian.numbers, seed[0], seed[1] + int(r), int(k))
              for r, k in zip(some, kind[~own], strict=True)]
         )  # fmt: skip
         drawn = hessian.take(some).random(signs).double()

@@ -23,7 +23,7 @@ from bitwright import curvature, quantize
 from bitwright.allocate import Plan, Problem
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
-from bitwright.curvature import Sensitivity, make_key
+from bitwright.curvature import Sensitivity, make_key, processes
 from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
@@ -189,15 +189,20 @@ class Run:
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
-        """Traces of all channels and edges; `sensitivity.safetensors`."""
+        """Traces of all channels and edges; `sensitivity.safetensors`.
+
+        Several processes each measure a part of the rows; the first one writes.
+        """
         key = make_key("measure", self.base_key)
         path = self.store.path("sensitivity.safetensors")
-        if self.store.done("measure", key, path.name):
-            return curvature.load(path)
+        group = processes.group()
+        done = torch.tensor([self.store.done("measure", key, path.name)])
+        if bool(group.joined(done)[0]):
+            return curvature.load(path) if group.rank == 0 else Sensitivity("gauss-newton", {})
         with self.store.stage("measure", key, path.name):
             found = curvature.gauss_newton(
                 self.network.to(self.settings.device),
-                self.calibration,
+                group.shard(self.calibration),
                 kind=self.task.divergence,
                 class_axis=self.task.class_axis,
                 seed=self.settings.seed,
