@@ -14,6 +14,9 @@ from bitwright.curvature.row_squares import row_squares
 from bitwright.curvature.selection import Plan, Units
 from bitwright.curvature.subjects import Pass, Subject, gradients
 
+#: rows times directions whose gradients are held at once
+_AT_ONCE = 128
+
 
 def visit(
     subject: Subject,
@@ -102,16 +105,41 @@ def squares(
         [directions, m, C]; channels that no gradient reaches are zero.
     """
     n = len(passed.outputs)
-    watched = [use.use.y for uses in passed.uses.values() for use in uses]
-    watched += [t for t, _, _ in passed.edges.values()]
-    directions = [d.to(passed.outputs) for d in directions]
-    last = len(directions) - 1
-    found = [
-        gradients(passed.outputs, watched, d, keep=k < last or bool(passed.loose))
-        for k, d in enumerate(directions)
-    ]
     width = max(c.stop for c in columns.values())
     result = torch.zeros(len(directions), n, width, dtype=passed.outputs.dtype)
+    directions = [d.to(passed.outputs) for d in directions]
+    some = max(1, _AT_ONCE // n)  # their gradients are all in memory
+    for a in range(0, len(directions), some):
+        keep = a + some < len(directions) or bool(passed.loose)
+        _add(passed, weights, directions[a : a + some], columns, result[a : a + some], keep)
+    for name, leaf in passed.loose.items():  # no rule for its operations: sample by sample
+        for k, direction in enumerate(directions):
+            for i in range(n):
+                only = torch.zeros_like(direction)
+                only[i] = direction[i]
+                (gradient,) = gradients(passed.outputs, [leaf], only, keep=True)
+                if gradient is not None:
+                    row = gradient.reshape(max(len(leaf) if leaf.ndim else 1, 1), -1)
+                    result[k][i, columns[f"layer:{name}"]] = row.square().sum(1).to(result)
+    return result
+
+
+def _add(
+    passed: Pass,
+    weights: Mapping[str, tuple[int, ...]],
+    directions: list[Tensor],
+    columns: Mapping[str, slice],
+    result: Tensor,
+    keep: bool,
+) -> None:
+    """Fill `result` [directions, m, C]; the graph is kept for others or freed."""
+    n = len(passed.outputs)
+    watched = [use.use.y for uses in passed.uses.values() for use in uses]
+    watched += [t for t, _, _ in passed.edges.values()]
+    found = [
+        gradients(passed.outputs, watched, d, keep=keep or k + 1 < len(directions))
+        for k, d in enumerate(directions)
+    ]
     place = 0
     for name, uses in passed.uses.items():
         some = [g[place : place + len(uses)] for g in found]
@@ -127,13 +155,3 @@ def squares(
             if gradient is not None:
                 result[k][:, columns[f"edge:{name}"]] = where.channel_squares(gradient, axis, n)
         place += 1
-    for name, leaf in passed.loose.items():  # no rule for its operations: sample by sample
-        for k, direction in enumerate(directions):
-            for i in range(n):
-                only = torch.zeros_like(direction)
-                only[i] = direction[i]
-                (gradient,) = gradients(passed.outputs, [leaf], only, keep=True)
-                if gradient is not None:
-                    row = gradient.reshape(max(len(leaf) if leaf.ndim else 1, 1), -1)
-                    result[k][i, columns[f"layer:{name}"]] = row.square().sum(1).to(result)
-    return result
