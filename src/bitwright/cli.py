@@ -337,6 +337,11 @@ def _search(run: Any, console: Console, name: str) -> None:
         f"{plan.method}: {plan.cost:,} bits, {plan.cost / run.network.weights:.4f} a weight, "
         f"predicted loss {plan.loss:.4g}"
     )
+    if run.within_error is not None:
+        console.print(
+            f"{run.within_error:.0%} of the weights would get another width if the traces came out "
+            "one standard error off (more calibration rows make them surer)"
+        )
     console.print(str(run.store.path("plan.json")), soft_wrap=True)
 
 

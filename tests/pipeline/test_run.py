@@ -306,3 +306,23 @@ def test_budgets(text: str, bits: float | None, fraction: float | None, size: in
 def test_no_budgets(text: str):
     with pytest.raises(BitwrightError, match="180KB"):
         parse_budget(text)
+
+
+def test_how_much_of_the_plan_is_inside_the_error(start: Any):
+    run = start()
+    share = run.within_error
+    assert 0 < share < 1
+    bench = run.bench
+    sure = {
+        name: replace(e, stderr_data=0 * e.value, stderr_probe=0 * e.value)
+        for name, e in run.sensitivity.layers.items()
+    }
+    unsure = {name: replace(e, stderr_data=3 * e.stderr_data) for name, e in
+              run.sensitivity.layers.items()}  # fmt: skip
+    told = {}
+    for name, layers in (("sure", sure), ("unsure", unsure)):
+        other = replace(bench, sensitivity=replace(run.sensitivity, layers=layers))
+        plan = searching.solve(other, "channels", run.plan.budget)
+        told[name] = searching.within_error(other, plan)
+    assert told["sure"] == 0 and told["unsure"] > 0
+    assert searching.within_error(bench, searching.solve(bench, "uniform", run.plan.budget)) is None

@@ -40,6 +40,7 @@ from bitwright.pipeline.search import (
     require_within,
     search_ratios,
     solve,
+    within_error,
 )
 from bitwright.pipeline.settings import (
     METHODS,
@@ -299,6 +300,11 @@ class Run:
                 found = solve(self.bench, self.settings.method, budget_bits)
             write_text(path, plans.to_json(found))
         return _read_plan(path, problem)
+
+    @cached_property
+    def within_error(self) -> float | None:
+        """Share of the weights whose width is inside the traces' error, where it can be told."""
+        return within_error(self.bench, self.plan)
 
     def _search_ratios(self, budget_bits: int, name: str) -> SearchResult:
         """CW-HAWQ's best plan; where bytes count, with a file that fits them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +247,39 @@ def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
     if method == "layers":
         return allocate.layers(problem, bench.layer_ties())
     return allocate.knapsack(problem)
+
+
+def within_error(bench: Workbench, plan: Plan, draws: int = 4, seed: int = 0) -> float | None:
+    """Share of the weights whose width is inside the traces' error.
+
+    The plan's method is asked again with traces moved by their standard errors (data and probes,
+    normally distributed, by channel); the mean share of weights that get another width.
+
+    Args:
+        bench: of the plan; plan: of a method that reads traces alone, None is returned otherwise.
+        draws: times asked; seed: of the errors.
+    """
+    if plan.method not in ("channels", "layers"):
+        return None
+    problem = bench.problem(plan.budget)
+    errors = []
+    for layer in bench.network.layers:
+        found = bench.sensitivity.layers[layer.name]
+        squares = np.nan_to_num(found.stderr_data) ** 2 + np.nan_to_num(found.stderr_probe) ** 2
+        errors.append(np.sqrt(squares) / np.maximum(found.value, 1e-300) * (found.value > 0))
+    relative = np.concatenate(errors)
+    size = problem.cost[:, 0] / problem.choices[0]
+    generator = np.random.default_rng(seed)
+    shares = []
+    for _ in range(draws):
+        factor = np.maximum(1 + relative * generator.standard_normal(len(relative)), 0)
+        moved = replace(problem, loss=problem.loss * factor[:, None])
+        if plan.method == "layers":
+            other = allocate.layers(moved, bench.layer_ties())
+        else:
+            other = allocate.knapsack(moved)
+        shares.append(size[other.choice != plan.choice].sum() / size.sum())
+    return float(np.mean(shares))
 
 
 def search_ratios(

@@ -130,6 +130,11 @@ def _notes(run: Run) -> tuple[str, ...]:
         f"sensitivity: {details.get('estimator')}, {float(details.get('share', 1)):.1%} of the "
         f"output curvature of {len(run.calibration)} calibration rows visited"
     )
+    if run.within_error is not None:
+        notes.append(
+            f"{run.within_error:.0%} of the weights would get another width if the traces came "
+            "out one standard error off"
+        )
     if run.settings.method == "cw-hawq":
         notes.append(
             "cw-hawq: state, action and reward are this project's reconstruction; only the "
