@@ -101,6 +101,21 @@ def test_channels_of_products():
     assert linear.by_channel("weight", z).tolist() == [3, 12]
 
 
+def test_channels_of_a_square_weight_that_multiplies_from_the_right():
+    """The shape does not tell which axis counts the outputs; the operation does."""
+    torch.manual_seed(0)
+    weight = torch.randn(3, 3)
+    model = Fn(lambda m, x: torch.addmm(m.b, x, m.w), w=weight, b=torch.zeros(3)).double()
+    x = torch.randn(4, 3).double()
+    hessian = Hessian(model, (x, torch.tensor([0, 1, 2, 1])), nn.CrossEntropyLoss())
+    assert hessian.by_channel("w", torch.arange(9).reshape(3, 3).double()).tolist() == [9, 12, 15]
+    assert hessian.mask("w", 1).tolist() == [[0, 1, 0]] * 3
+    found = bitwright.curvature.hutchinson(model, x, blocks="channel", probes=200)
+    exact = bitwright.traces(model, x, tolerance=0)
+    error = np.abs(found.layers["w"].value - exact.layers["w"].value)
+    assert (error <= 4.5 * found.layers["w"].stderr_probe).all()
+
+
 def symmetric(size: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(size, size, generator=generator, dtype=torch.float64)

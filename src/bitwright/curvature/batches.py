@@ -37,6 +37,13 @@ class Batch:
         return Batch(tree_map(cut, self.inputs), tree_map(cut, self.targets), len(index))
 
 
+def pieces(batches: Iterable[Batch], chunk: int) -> Iterator[Batch]:
+    """The same rows in batches of at most `chunk`."""
+    for batch in batches:
+        for part in torch.arange(batch.rows).split(chunk):
+            yield batch.take(part)
+
+
 def read(data: Any) -> list[Batch]:
     """Batches of equal shapes put together.
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bitwright.curvature.batches import Batch, read
-from bitwright.curvature.losses import flatten, known, output_hessian
+from bitwright.curvature import divergence
+from bitwright.curvature.batches import pieces, read
+from bitwright.curvature.losses import known, output_hessian
 from bitwright.curvature.modules import ModuleSubject
 from bitwright.errors import BitwrightError
 
@@ -34,7 +35,7 @@ class Hessian:
 
     Attributes:
         weights: name -> weight, those that :func:`bitwright.traces` measures.
-        channels: name -> (number, axis) of its output channels.
+        channels: name -> number of its output channels.
 
     Raises:
         BitwrightError: a model that answers differently when asked again; data that does not fit.
@@ -57,11 +58,7 @@ class Hessian:
         subject = self._subject
         self.weights = {n: subject.parameters[n].detach() for n in subject.weights}
         self.rows = subject.rows
-        self.channels = {
-            n: (count, 0 if count == w.shape[0] or w.ndim < 2 else 1)
-            for n, w in self.weights.items()
-            for count in [subject.channels[f"layer:{n}"]]
-        }
+        self.channels = {n: subject.channels[f"layer:{n}"] for n in self.weights}
         self._total = self._divisor()
 
     def _divisor(self) -> float:
@@ -72,27 +69,17 @@ class Hessian:
             return float(self.rows)
         total = 0.0
         with torch.no_grad():
-            for batch in self._pieces():
+            for batch in pieces(self._subject.batches, self._chunk):
                 outputs = self._subject.outputs(batch)
-                total += output_hessian(self._loss, outputs, batch.targets, self._axis).total * (
-                    batch.rows
-                )
+                found = output_hessian(self._loss, outputs, batch.targets, self._axis)
+                total += found.total * batch.rows
         return total
-
-    def _pieces(self) -> Iterator[Batch]:
-        for batch in self._subject.batches:
-            for a in range(0, batch.rows, self._chunk):
-                yield batch.take(torch.arange(a, min(a + self._chunk, batch.rows)))
 
     def _value(self, outputs: Tensor, reference: Tensor, targets: Any) -> Tensor:
         """A chunk's share of the loss."""
-        if self._loss == "kl":
-            shape = (*outputs.shape[:1], -1, outputs.shape[self._axis])
-            p = flatten(reference, "kl", self._axis).reshape(shape).log_softmax(-1)
-            q = flatten(outputs, "kl", self._axis).reshape(shape).log_softmax(-1)
-            return (p.exp() * (p - q)).sum() / self._total
-        if self._loss == "squared":
-            return 0.5 * (outputs - reference).square().sum() / self._total
+        if self._loss in divergence.KINDS:
+            each = divergence.per_sample(reference, outputs, self._loss, self._axis)
+            return each.sum() / self._total
         if targets is None:
             raise BitwrightError(f"{self._loss} needs targets; give batches of (inputs, targets)")
         targets = targets.to(outputs.device)
@@ -125,7 +112,7 @@ class Hessian:
     ) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         """What each pass adds to each product: (number of the pass, of the vector, tensors)."""
         sources = sorted({n for z in vectors for n in z} | set(wanted))
-        for number, batch in enumerate(self._pieces()):
+        for number, batch in enumerate(pieces(self._subject.batches, self._chunk)):
             leaves = {n: self.weights[n].detach().requires_grad_(True) for n in sources}
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 outputs = self._subject.outputs(batch, leaves)
@@ -155,33 +142,10 @@ class Hessian:
 
     def by_channel(self, name: str, products: Tensor) -> Tensor:
         """Sums of a weight-shaped tensor over each output channel, [C]."""
-        count, axis = self.channels[name]
-        if not products.ndim:
-            return products.reshape(1)
-        moved = products.movedim(axis, 0)
-        return moved.reshape(len(moved), -1).sum(1) if count == len(moved) else _grouped(
-            products, count
-        )  # fmt: skip
+        found = torch.zeros(self.channels[name], dtype=products.dtype)
+        owner = self._subject.owners[name]
+        return found.index_add_(0, owner.flatten(), products.flatten())
 
     def mask(self, name: str, channel: int) -> Tensor:
         """1 on one output channel's weights, 0 elsewhere."""
-        weight = self.weights[name]
-        count, axis = self.channels[name]
-        mask = torch.zeros_like(weight, dtype=torch.float64)
-        if not weight.ndim:
-            return mask + 1
-        if count == weight.shape[axis]:
-            mask.movedim(axis, 0)[channel] = 1
-        else:  # a grouped transposed convolution
-            out = weight.shape[1]
-            size = len(weight) // (count // out)
-            group = channel // out
-            mask[group * size : (group + 1) * size, channel % out] = 1
-        return mask
-
-
-def _grouped(products: Tensor, count: int) -> Tensor:
-    """A grouped transposed convolution's [in, out/groups, …]: channels are (group, out)."""
-    groups = count // products.shape[1]
-    parts = products.reshape(groups, -1, *products.shape[1:])
-    return parts.transpose(1, 2).reshape(count, -1).sum(1)
+        return (self._subject.owners[name] == channel).double()

@@ -74,7 +74,7 @@ def hutchinson(
     hessian = Hessian(model, data, loss, class_axis=class_axis, select=select, chunk=chunk)
     generator = torch.Generator().manual_seed(seed)
     table = {n: torch.zeros(0, hessian.passes, c, dtype=torch.float64)
-             for n, (c, _) in hessian.channels.items()}  # fmt: skip
+             for n, c in hessian.channels.items()}  # fmt: skip
     spent = 0
     while True:
         count = min(_ROUND, probes - spent)
@@ -139,7 +139,7 @@ def _round(
         if blocks == "layer":
             yield from _quadratic(hessian, [{name: z} for z in whole], [name]).items()
             continue
-        channels, _ = hessian.channels[name]
+        channels = hessian.channels[name]
         total = torch.zeros(count, hessian.passes, channels, dtype=torch.float64)
         for c in range(channels):
             mask = hessian.mask(name, c)
@@ -153,7 +153,7 @@ def _quadratic(
 ) -> dict[str, Tensor]:
     """`z_c · (Hz)_c` by weight: [probes, passes, C]."""
     found = {
-        n: torch.zeros(len(probes), hessian.passes, hessian.channels[n][0], dtype=torch.float64)
+        n: torch.zeros(len(probes), hessian.passes, hessian.channels[n], dtype=torch.float64)
         for n in names
     }
     for number, k, part in hessian.parts(probes, names):

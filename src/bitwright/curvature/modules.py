@@ -11,10 +11,10 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bitwright.curvature import processes
-from bitwright.curvature.batches import Batch
+from bitwright.curvature.batches import Batch, pieces
 from bitwright.curvature.layout import Layout
 from bitwright.curvature.losses import Block, OutputHessian, flatten, form, output_hessian
-from bitwright.curvature.row_squares import channels
+from bitwright.curvature.row_squares import owners
 from bitwright.curvature.subjects import Pass, Record
 from bitwright.curvature.tape import Tape
 from bitwright.errors import BitwrightError
@@ -71,11 +71,12 @@ class ModuleSubject:
         self.weights = {
             n: tuple(p.shape) for n, p in self.parameters.items() if n in used or n in tape.unknown
         }
-        self.channels = {
-            f"layer:{n}": (shape[0] if shape else 1) if n in tape.unknown
-            else channels(shape, used[n])
+        #: name -> which output channel each number of the weight is of, int64 of its shape
+        self.owners = {
+            n: owners(shape, None if n in tape.unknown else used[n])
             for n, shape in self.weights.items()
-        }  # fmt: skip
+        }
+        self.channels = {f"layer:{n}": int(o.max()) + 1 for n, o in self.owners.items()}
         self.channels |= {f"edge:{n}": t.shape[axis] for n, (t, axis) in record.edges.items()}
         self.unused = [n for n in self.parameters if n not in self.weights and n not in tape.added]
         self.frozen = [n for n in self.weights if not self.parameters[n].requires_grad]
@@ -85,12 +86,10 @@ class ModuleSubject:
         outputs: list[Any] = []
         targets: list[Any] = []
         with torch.no_grad():
-            for batch in self.batches:
-                for a in range(0, batch.rows, chunk):
-                    part = batch.take(torch.arange(a, min(a + chunk, batch.rows)))
-                    heads = self._heads(self._call(part, self.parameters))
-                    outputs.append({k: v.detach().cpu() for k, v in heads.items()})
-                    targets.append(self._targets(part.targets))
+            for part in pieces(self.batches, chunk):
+                heads = self._heads(self._call(part, self.parameters))
+                outputs.append({k: v.detach().cpu() for k, v in heads.items()})
+                targets.append(self._targets(part.targets))
         shapes = {k: {v[k].shape[1:] for v in outputs} for k in outputs[0]}
         for name, found in shapes.items():
             if len(found) > 1:

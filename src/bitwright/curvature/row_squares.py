@@ -81,6 +81,22 @@ def channels(shape: Sequence[int], use: Use) -> int:
     return shape[0]
 
 
+def owners(shape: Sequence[int], use: Use | None) -> Tensor:
+    """Which output channel each number of a weight is of, int64 of its shape.
+
+    Without a use, axis 0 counts the channels.
+    """
+    if not shape:
+        return torch.zeros((), dtype=torch.int64)
+    if use is None or use.kind not in ("matmul", "transposed"):
+        owner = torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    else:  # [in, out / groups, …]: channels are (group, out)
+        group = torch.arange(shape[0]) // (shape[0] // use.groups)
+        owner = group[:, None] * shape[1] + torch.arange(shape[1])
+        owner = owner.reshape(*shape[:2], *[1] * (len(shape) - 2))
+    return owner.expand(tuple(shape))
+
+
 def _single(placed: Placed, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Squares of a weight used once."""
     live = [(k, g) for k, g in enumerate(gradients) if g is not None]
