@@ -8,8 +8,9 @@ twice, so nothing is found twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,32 +21,38 @@ from bitwright.curvature.hessian import Hessian
 Product = Callable[[Tensor], Tensor]
 
 
-def lanczos(product: Product, start: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ritz values (rising) and quadrature weights, float64 [m], m ≤ steps.
+def lanczos_steps(product: Product, start: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ritz values (rising) and quadrature weights, float64 [m], after m = 1, 2, … products.
+
+    It ends where the space that `start` reaches does.
 
     Args:
         product: v -> A v, float64 [d] -> [d].
         start: [d], any length but zero.
-        steps: m; fewer if the space the start reaches is smaller.
     """
     basis = [start / start.norm()]
     diagonal: list[float] = []
     beside: list[float] = []
-    for _ in range(min(steps, len(start))):
+    while True:
         w = product(basis[-1])
         diagonal.append(float(w @ basis[-1]))
+        matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+        values, vectors = np.linalg.eigh(matrix)
+        yield values, vectors[0] ** 2
         space = torch.stack(basis)
         for _ in range(2):
             w = w - space.mT @ (space @ w)
         norm = float(w.norm())
-        if norm <= 1e-10 * max(map(abs, [*diagonal, *beside])) or len(diagonal) == len(start):
-            break
+        if norm <= 1e-10 * max(map(abs, [*diagonal, *beside])) or len(basis) == len(start):
+            return
         beside.append(norm)
         basis.append(w / norm)
-    size = len(diagonal)
-    matrix = np.diag(diagonal) + np.diag(beside[: size - 1], 1) + np.diag(beside[: size - 1], -1)
-    values, vectors = np.linalg.eigh(matrix)
-    return values, vectors[0] ** 2
+
+
+def lanczos(product: Product, start: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`lanczos_steps` has after `steps` products, or fewer where it ends before."""
+    *_, last = islice(lanczos_steps(product, start), steps)
+    return last
 
 
 def top_eigenvalues(
@@ -55,7 +62,8 @@ def top_eigenvalues(
 
     Args:
         hessian: of the loss.
-        tolerance: relative change of λ over one Lanczos step at which it is taken as found.
+        tolerance: relative change of λ over each of two Lanczos steps at which it is taken as
+            found.
         steps: products a weight at most.
         seed: of the starting vectors.
 
@@ -64,31 +72,13 @@ def top_eigenvalues(
     """
     found = {}
     for i, (name, weight) in enumerate(hessian.weights.items()):
-        product = block(hessian, name)
         generator = torch.Generator().manual_seed(seed * 10_007 + i)
         start = torch.randn(weight.numel(), generator=generator, dtype=torch.float64)
         history: list[float] = []
-
-        def watched(v: Tensor, product: Product = product) -> Tensor:
-            return product(v)
-
-        # Lanczos with more and more steps would repeat products: they are remembered
-        memory: list[Tensor] = []
-
-        def remembered(v: Tensor, place: list[int], memory: list[Tensor] = memory) -> Tensor:
-            if place[0] == len(memory):
-                memory.append(watched(v))
-            place[0] += 1
-            return memory[place[0] - 1]
-
-        for m in range(2, max(3, min(steps, weight.numel()) + 1)):
-            place = [0]
-            values, _ = lanczos(lambda v, place=place: remembered(v, place), start, m)  # type: ignore[misc]
+        for values, _ in islice(lanczos_steps(block(hessian, name), start), steps):
             history.append(float(values[-1]))
-            close = len(history) > 2 and all(
-                abs(history[-1] - h) <= tolerance * abs(history[-1]) for h in history[-3:-1]
-            )
-            if close or len(values) < m:
+            before = [abs(history[-1] - h) for h in history[-3:-1]]
+            if len(history) > 3 and max(before) <= tolerance * abs(history[-1]):
                 break
         found[name] = history[-1]
     return found
@@ -163,44 +153,3 @@ def density(
         values.append(v)
         weights.append(w / starts)
     return Density(np.concatenate(values), np.concatenate(weights), dimension)
-
-
-def hutch_plus_plus(
-    product: Product, dimension: int, *, probes: int = 30, seed: int = 0
-) -> tuple[float, float]:
-    """Trace of an operator by Hutch++ (Meyer, Musco, Musco, Woodruff, arXiv 2010.09649).
-
-    A third of the probes span a space Q that holds the large eigenvalues, whose trace is taken
-    exactly; a third estimate what is orthogonal to it: `tr(QᵀAQ) + tr((I−QQᵀ)A(I−QQᵀ))`.
-
-    Args:
-        product: v -> A v, float64 [d].
-        dimension: d.
-        probes: products to spend, at least 6.
-        seed: of the probes.
-
-    Returns:
-        The estimate and the standard error of its random part.
-
-    Raises:
-        ValueError: fewer than 6 probes.
-    """
-    if probes < 6:
-        raise ValueError(f"Hutch++ needs at least 6 probes, got {probes}")
-    third = min(probes // 3, dimension)
-    generator = torch.Generator().manual_seed(seed)
-
-    def signs() -> Tensor:
-        return torch.randint(0, 2, (dimension,), generator=generator).double() * 2 - 1
-
-    sketch = torch.stack([product(signs()) for _ in range(third)], 1)
-    q = torch.linalg.qr(sketch).Q
-    large = sum(float(q[:, k] @ product(q[:, k])) for k in range(q.shape[1]))
-    if q.shape[1] == dimension:
-        return large, 0.0
-    rest = []
-    for _ in range(third):
-        z = signs()
-        z = z - q @ (q.mT @ z)
-        rest.append(float(z @ product(z)))
-    return large + float(np.mean(rest)), float(np.std(rest, ddof=1) / np.sqrt(len(rest)))
