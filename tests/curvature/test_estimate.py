@@ -196,3 +196,8 @@ def test_keys_know_where_parts_end(one: tuple, two: tuple):
 def test_an_estimate_tells_its_errors():
     text = str(Estimate(np.array([1.0, 2.0]), np.array([0.3, 0.4]), np.array([0.6, 0.8]), 9))
     assert text == "trace 3 ± 0.5 (probes) ± 1 (data, n=9)"
+
+
+def test_the_variance_is_of_both_errors():
+    found = Estimate(np.ones(3), np.array([3.0, np.nan, 2]), np.array([4.0, 2, np.nan]), 5)
+    assert found.variance.tolist() == [25, 4, 4]

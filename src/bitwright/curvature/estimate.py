@@ -38,6 +38,12 @@ class Estimate:
     stderr_data: np.ndarray
     samples: int
 
+    @property
+    def variance(self) -> np.ndarray:
+        """Of both errors together, float64 [C]; an error that is not known counts as none."""
+        errors = np.stack([self.stderr_probe, self.stderr_data])
+        return np.asarray((np.nan_to_num(errors) ** 2).sum(0))
+
     def __str__(self) -> str:
         total = self.value.sum()
         probe = float(np.sqrt((self.stderr_probe**2).sum()))

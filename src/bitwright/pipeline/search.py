@@ -241,7 +241,10 @@ class Workbench:
 
 def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
     """The plan of a method that needs no evaluations."""
-    problem = bench.problem(budget_bits)
+    return _solve(bench, method, bench.problem(budget_bits))
+
+
+def _solve(bench: Workbench, method: str, problem: Problem) -> Plan:
     if method == "uniform":
         return allocate.uniform(problem.with_ties(np.arange(len(problem.names))))
     if method == "layers":
@@ -262,22 +265,17 @@ def within_error(bench: Workbench, plan: Plan, draws: int = 4, seed: int = 0) ->
     if plan.method not in ("channels", "layers"):
         return None
     problem = bench.problem(plan.budget)
-    errors = []
-    for layer in bench.network.layers:
-        found = bench.sensitivity.layers[layer.name]
-        squares = np.nan_to_num(found.stderr_data) ** 2 + np.nan_to_num(found.stderr_probe) ** 2
-        errors.append(np.sqrt(squares) / np.maximum(found.value, 1e-300) * (found.value > 0))
-    relative = np.concatenate(errors)
+    found = [bench.sensitivity.layers[layer.name] for layer in bench.network.layers]
+    value = np.concatenate([e.value for e in found])
+    error = np.sqrt(np.concatenate([e.variance for e in found]))
+    relative = np.divide(error, value, out=np.zeros_like(value), where=value > 0)
     size = problem.cost[:, 0] / problem.choices[0]
     generator = np.random.default_rng(seed)
     shares = []
     for _ in range(draws):
         factor = np.maximum(1 + relative * generator.standard_normal(len(relative)), 0)
         moved = replace(problem, loss=problem.loss * factor[:, None])
-        if plan.method == "layers":
-            other = allocate.layers(moved, bench.layer_ties())
-        else:
-            other = allocate.knapsack(moved)
+        other = _solve(bench, plan.method, moved)
         shares.append(size[other.choice != plan.choice].sum() / size.sum())
     return float(np.mean(shares))
 

@@ -28,9 +28,8 @@ def shrunk(estimate: Estimate) -> np.ndarray:
     than insensitive.
     """
     value = estimate.value
-    noise = np.nan_to_num(estimate.stderr_data) ** 2 + np.nan_to_num(estimate.stderr_probe) ** 2
     spread = value.var()
-    weight = max(0.0, 1 - noise.mean() / spread) if spread > 0 else 0.0
+    weight = max(0.0, 1 - estimate.variance.mean() / spread) if spread > 0 else 0.0
     weight *= estimate.samples / (estimate.samples + 1)
     return weight * value + (1 - weight) * value.mean()
 
