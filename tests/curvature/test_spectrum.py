@@ -20,6 +20,7 @@ from bitwright.curvature.spectrum import (
     top_eigenvalues,
     whole,
 )
+from bitwright.errors import BitwrightError
 from small import Fn
 
 
@@ -87,6 +88,45 @@ def test_products(name: str, chunk: int):
     both = hessian.products([{"head.weight": v[:12].reshape(3, 4)}, {}])
     assert not any(t.any() for t in both[1].values())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n != "own"])
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_products_of_the_gauss_newton_matrix(name: str, chunk: int):
+    """`Jᵀ Λ J` with the dense Jacobian and the dense Hessian of the loss in the outputs."""
+    model, x, y = made()
+    loss = LOSSES[name]
+    hessian = Hessian(model, (x, y), loss, kind="gauss-newton", chunk=chunk)
+    state = dict(model.named_parameters())
+    at = tuple(state[n].detach() for n in hessian.weights)
+    with sdpa_kernel(SDPBackend.MATH):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda *w: functional_call(model, dict(zip(hessian.weights, w, strict=True)), (x,)), at
+        )
+    j = torch.cat([part.flatten(2) for part in jacobian], 2).flatten(0, 1)
+    reference = model(x).detach()
+
+    def value(outputs: Tensor) -> Tensor:
+        if name == "kl":
+            p = reference.softmax(1)
+            return -(p * outputs.log_softmax(1)).sum() / len(x)
+        return 0.5 * (outputs - reference).square().sum() / len(x) if loss == "squared" else loss(
+            outputs, y
+        )  # fmt: skip
+
+    inner = torch.autograd.functional.hessian(value, reference).reshape(18, 18)
+    true = j.mT @ inner @ j
+    product, size = whole(hessian)
+    v = torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(product(v), true @ v, rtol=1e-9, atol=1e-12)
+
+
+def test_no_gauss_newton_matrix_of_a_loss_without_one():
+    model, x, y = made()
+    with pytest.raises(BitwrightError, match="'hinge' has no positive semi-definite"):
+        Hessian(model, (x, y), hinge, kind="gauss-newton")
+    with pytest.raises(ValueError, match="kind 'fisher' is unknown"):
+        Hessian(model, (x, y), kind="fisher")
 
 
 def test_channels_of_products():

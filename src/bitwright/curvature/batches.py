@@ -50,7 +50,7 @@ def read(data: Any) -> list[Batch]:
     Args:
         data: a tensor of inputs; a tuple `(inputs, targets)`; a dict of keyword arguments, in which
             `labels` are targets; or an iterable of such (a loader). Several positional arguments
-            are a tuple of their own: `((a, b), targets)`.
+            are a tuple of their own: `((a, b), targets)`. What was read before is taken as it is.
 
     Raises:
         BitwrightError: no rows, lengths that do not agree, or numbers that are not finite.
@@ -79,6 +79,8 @@ def _iterate(data: Any) -> Iterator[Any]:
 
 
 def _batch(piece: Any) -> Batch:
+    if isinstance(piece, Batch):
+        return piece
     targets = None
     if isinstance(piece, Mapping):
         inputs: Any = {k: v for k, v in piece.items() if k != "labels"}

@@ -1,8 +1,10 @@
-"""The Hessian of a loss in a module's weights as an operator: products by double backward.
+"""The Hessian of a loss in a module's weights, or its Gauss-Newton matrix, as an operator.
 
-`H z = ∂⟨∂L/∂w, z⟩/∂w` (Pearlmutter, Neural Computation 6, 1994). One product after another on the
-same rows reuses the gradient's graph: about 6 forward passes each, 9 for the first. Fused attention
-has no second derivative; PyTorch's plain kernel is taken instead.
+Products are by double backward: `H z = ∂⟨∂L/∂w, z⟩/∂w` (Pearlmutter, Neural Computation 6, 1994).
+One product after another on the same rows reuses the gradient's graph: about 6 forward passes each,
+9 for the first. The Gauss-Newton matrix `Jᵀ Λ J` is the Hessian of `½ (y − y₀)ᵀ Λ (y − y₀)` at the
+outputs y₀ themselves. Fused attention has no second derivative; PyTorch's plain kernel is taken
+instead.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitwright.curvature import divergence
 from bitwright.curvature.batches import pieces, read
-from bitwright.curvature.losses import known, output_hessian
+from bitwright.curvature.losses import flatten, form, known, output_hessian
 from bitwright.curvature.modules import ModuleSubject
 from bitwright.errors import BitwrightError
 
@@ -31,6 +33,7 @@ class Hessian:
         model, data: as for :func:`bitwright.traces`.
         loss: as there; or any function of (outputs, targets) that gives a mean over rows.
         class_axis, select: as there.
+        kind: "hessian", or "gauss-newton" for losses whose Λ is known.
         chunk: rows in a pass, which bounds the memory.
 
     Attributes:
@@ -38,7 +41,8 @@ class Hessian:
         channels: name -> number of its output channels.
 
     Raises:
-        BitwrightError: a model that answers differently when asked again; data that does not fit.
+        BitwrightError: a model that answers differently when asked again; data that does not fit;
+            a Gauss-Newton matrix of a loss that has none.
     """
 
     def __init__(
@@ -49,10 +53,14 @@ class Hessian:
         *,
         class_axis: int = 1,
         select: Callable[[Any], Any] | None = None,
+        kind: str = "hessian",
         chunk: int = 128,
     ) -> None:
+        if kind not in ("hessian", "gauss-newton"):
+            raise ValueError(f"kind {kind!r} is unknown; use hessian or gauss-newton")
         batches = read(data)
-        proxy = loss if known(loss) else "squared"
+        self._gauss_newton = kind == "gauss-newton"
+        proxy = loss if known(loss) or self._gauss_newton else "squared"
         self._subject = ModuleSubject(model, batches, proxy, class_axis, select, with_edges=False)
         self._loss, self._axis, self._chunk = loss, class_axis, chunk
         subject = self._subject
@@ -76,7 +84,11 @@ class Hessian:
         return total
 
     def _value(self, outputs: Tensor, reference: Tensor, targets: Any) -> Tensor:
-        """A chunk's share of the loss."""
+        """A chunk's share of the loss, or of the quadratic with its Gauss-Newton matrix."""
+        if self._gauss_newton:
+            (block,) = output_hessian(self._loss, reference, targets, self._axis).blocks
+            change = flatten(outputs - reference, form(self._loss), self._axis)
+            return block.quadratic(change).sum() / self._total
         if self._loss in divergence.KINDS:
             each = divergence.per_sample(reference, outputs, self._loss, self._axis)
             return each.sum() / self._total

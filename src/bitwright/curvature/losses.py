@@ -101,6 +101,16 @@ class Block:
         drawn = p.sqrt() * signs.to(p.dtype)
         return (root * (drawn - p * drawn.sum(-1, keepdim=True))).flatten(1)
 
+    def quadratic(self, change: Tensor) -> Tensor:
+        """`½ dᵀ Λ d` of each row for changes d [n, P·C] of the outputs, [n]."""
+        d = change.reshape(self.shape)
+        scale = self.scale.to(d)
+        if self.logits is None:
+            return 0.5 * (scale * d.square()).sum((1, 2))
+        p = self.logits.to(d).softmax(-1)
+        spread = (p * d.square()).sum(-1) - (p * d).sum(-1).square()
+        return 0.5 * (scale[..., 0] * spread).sum(1)
+
 
 @dataclass(frozen=True)
 class OutputHessian:

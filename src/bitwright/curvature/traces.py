@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.curvature.batches import read
+from bitwright.curvature.compare import compare, told
 from bitwright.curvature.estimate import Sensitivity
 from bitwright.curvature.gauss_newton import measure
 from bitwright.curvature.modules import ModuleSubject
@@ -24,6 +25,7 @@ def traces(
     tolerance: float = 0.02,
     effort: float = 2.0,
     edges: bool = True,
+    kind: str = "gauss-newton",
     chunk: int = 32,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
@@ -50,6 +52,10 @@ def traces(
         tolerance: standard error wanted for every channel, as a share of its trace; 0 is exact.
         effort: rows to send backward at most, as a multiple of the number of rows.
         edges: whether to measure the inputs of layers as well, by channel.
+        kind: "gauss-newton"; or "auto" to compare it with the Hessian of the loss besides, by one
+            product of each a layer: `details["hessian_differs"]` names the layers where the two
+            differ by more than a tenth, for which :func:`bitwright.curvature.hutchinson` measures
+            the Hessian itself. For the KL to the model itself there is no difference.
         chunk: rows in a pass, which bounds the memory.
         seed: of what is left to chance.
         progress: called with the finished fraction.
@@ -66,6 +72,8 @@ def traces(
     """
     if not 0 <= tolerance < 1:
         raise BitwrightError(f"tolerance {tolerance} is not in [0, 1)")
+    if kind not in ("gauss-newton", "auto"):
+        raise BitwrightError(f"kind {kind!r} is unknown; use gauss-newton or auto")
     batches = read(data)
     subject = ModuleSubject(model, batches, loss, class_axis, select, edges)
     if not subject.weights:
@@ -84,6 +92,11 @@ def traces(
         ("unused", subject.unused), ("frozen", subject.frozen), ("one_by_one", subject.loose)
     ):  # fmt: skip
         details[name] = ", ".join(names)
+    if kind == "auto":
+        found_apart = compare(
+            model, batches, loss, class_axis=class_axis, select=select, chunk=chunk, seed=seed
+        )
+        details["hessian_differs"] = told(found_apart)
     layers = {k[6:].removesuffix(".weight"): v for k, v in found.items() if k.startswith("layer:")}
     return Sensitivity(
         "gauss-newton",
