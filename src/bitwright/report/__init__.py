@@ -1,5 +1,6 @@
 """The report: its data, and the page drawn from it."""
 
+from bitwright.report.density import density_figure, write_density
 from bitwright.report.page import render, write
 from bitwright.report.summary import (
     EdgeRow,
@@ -17,8 +18,10 @@ __all__ = [
     "MethodRow",
     "Summary",
     "Verification",
+    "density_figure",
     "from_json",
     "render",
     "to_json",
     "write",
+    "write_density",
 ]

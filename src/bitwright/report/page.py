@@ -26,7 +26,7 @@ def render(summary: Summary) -> str:
     """The whole page; equal summaries give equal pages."""
     return _template().render(
         s=summary,
-        css=Markup(_resource("page.css")),
+        css=Markup(stylesheet()),
         policy=POLICY,
         headline=words.headline(summary),
         comparison=words.comparison(summary),
@@ -125,6 +125,11 @@ def _with_error(value: str, error: float | None, shown: Any) -> Markup:
     if error is None:
         return escape(value)
     return Markup('{}<span class="error"> ±\u00a0{}</span>').format(value, shown(error))
+
+
+def stylesheet() -> str:
+    """The page's style sheet."""
+    return _resource("page.css")
 
 
 def _resource(name: str) -> str:
