@@ -71,8 +71,8 @@ class Hessian:
         with torch.no_grad():
             for batch in pieces(self._subject.batches, self._chunk):
                 outputs = self._subject.outputs(batch)
-                found = output_hessian(self._loss, outputs, batch.targets, self._axis)
-                total += found.total * batch.rows
+                _, each = output_hessian(self._loss, outputs, batch.targets, self._axis)
+                total += each * batch.rows
         return total
 
     def _value(self, outputs: Tensor, reference: Tensor, targets: Any) -> Tensor:
