@@ -119,7 +119,8 @@ def measure(
     group = processes.group()
     everywhere = spectrum.everywhere(group)
     n = len(everywhere.trace)
-    first = sum(len(t) for t in group.gathered(spectrum.trace)[: group.rank])
+    counts = group.gathered(torch.tensor(hessian.rows))
+    first = sum(int(c) for c in counts[: group.rank])
     ends = np.cumsum([0, *channels.values()])
     columns = {k: slice(int(ends[i]), int(ends[i + 1])) for i, k in enumerate(channels)}
     ledger = Ledger(hessian.rows, int(ends[-1]))
