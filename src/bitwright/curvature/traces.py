@@ -84,10 +84,10 @@ def traces(
         ("unused", subject.unused), ("frozen", subject.frozen), ("one_by_one", subject.loose)
     ):  # fmt: skip
         details[name] = ", ".join(names)
-    layers = {k[6:].removesuffix(".weight"): v for k, v in found.items() if k.startswith("layer:")}
-    return Sensitivity(
-        "gauss-newton",
-        layers,
-        {k[5:]: v for k, v in found.items() if k.startswith("edge:")},
-        details=details,
-    )
+    layers = {
+        k.removeprefix("layer:").removesuffix(".weight"): v
+        for k, v in found.items()
+        if k.startswith("layer:")
+    }
+    found_edges = {k.removeprefix("edge:"): v for k, v in found.items() if k.startswith("edge:")}
+    return Sensitivity("gauss-newton", layers, found_edges, details=details)
