@@ -422,7 +422,7 @@ def test_squared_divergence_with_many_outputs():
 def test_random_directions_have_the_covariance():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 1, 4, dtype=torch.float64)
-    hessian = output_hessian("kl", logits[:, 0].expand(40000, 4))
+    hessian, _ = output_hessian("kl", logits[:, 0].expand(40000, 4))
     many = hessian.random(torch.randint(0, 2, (40000, 4), generator=generator) * 2 - 1)
     p = logits[0, 0].softmax(-1)
     found = many.T @ many / len(many)

@@ -153,6 +153,9 @@ ROSTER: dict[str, Callable[[], Made]] = {
         Fn(pooled, a=nn.GroupNorm(2, 4), head=nn.Linear(4, 3)), image(4, 4, 3), {}, []),
     "batch norm, evaluating": lambda: (
         Fn(pooled, a=nn.BatchNorm2d(3), head=nn.Linear(3, 3)), image(4, 3, 2, 3), {}, []),
+    "a weight that is normalized itself": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(F.linear(x, F.layer_norm(m.w, (4,))))),
+           w=torch.randn(3, 4), head=nn.Linear(3, 3)), image(4, 4), {}, ["w"]),
     "used twice, in parallel and in sequence": lambda: (
         Fn(lambda m, x: m.head(m.l(torch.tanh(m.l(x))) + m.l(-x)), l=nn.Linear(4, 4),
            head=nn.Linear(4, 3)), image(4, 4), {}, []),
@@ -398,6 +401,14 @@ def test_frozen_and_unused_parameters_are_told():
     call = lambda m, changed: functional_call(m, changed, (x,))  # noqa: E731
     model.a.requires_grad_(True)
     assert close(found, expected(model, kl(model, call), ["a.weight", "head.weight"], {})) == []
+
+
+def test_an_offset_without_a_scale_is_used():
+    torch.manual_seed(0)
+    model = Fn(lambda m, x: m.head(F.layer_norm(x, (4,), None, m.bias)), bias=torch.randn(4),
+               head=nn.Linear(4, 3)).double()  # fmt: skip
+    found = bitwright.traces(model, image(5, 4), tolerance=0)
+    assert (found.layers.keys(), found.details["unused"]) == ({"head"}, "")
 
 
 # ------------------------------------------------------------------------------- refusals

@@ -77,7 +77,8 @@ def gauss_newton(
         BitwrightError: an unknown divergence, or a network that mixes the samples of a batch.
     """
     divergence.check(kind)
-    hessian = output_hessian(kind, outputs(network.module, x), None, class_axis)
+    block, _ = output_hessian(kind, outputs(network.module, x), None, class_axis)
+    hessian = OutputHessian((block,))
     subject = NetworkSubject(network, x, kind, class_axis, edges)
     channels = {f"layer:{la.weight}": la.rows for la in network.layers}
     if edges:
@@ -118,7 +119,8 @@ def measure(
     group = processes.group()
     everywhere = spectrum.everywhere(group)
     n = len(everywhere.trace)
-    first = sum(len(t) for t in group.gathered(spectrum.trace)[: group.rank])
+    counts = group.gathered(torch.tensor(hessian.rows))
+    first = sum(int(c) for c in counts[: group.rank])
     ends = np.cumsum([0, *channels.values()])
     columns = {k: slice(int(ends[i]), int(ends[i + 1])) for i, k in enumerate(channels)}
     ledger = Ledger(hessian.rows, int(ends[-1]))
@@ -137,7 +139,7 @@ def measure(
             progress((0.99 if exact else 0.9) * done / len(units))
         spent += int(group.total(torch.tensor(len(units))))
         sums = group.total(ledger.sums(plan.chance, plan.mixing, plan.draws))
-        found = {k: estimate(sums[:, c], n, hessian.total) for k, c in columns.items()}
+        found = {k: estimate(sums[:, c], n) for k, c in columns.items()}
         errors = _relative_errors(found)
         beyond = int((errors > tolerance).sum())
         left = int(group.total((plan.chance < 1).sum()))

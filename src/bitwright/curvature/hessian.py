@@ -79,14 +79,14 @@ class Hessian:
         with torch.no_grad():
             for batch in pieces(self._subject.batches, self._chunk):
                 outputs = self._subject.outputs(batch)
-                found = output_hessian(self._loss, outputs, batch.targets, self._axis)
-                total += found.total * batch.rows
+                _, each = output_hessian(self._loss, outputs, batch.targets, self._axis)
+                total += each * batch.rows
         return total
 
     def _value(self, outputs: Tensor, reference: Tensor, targets: Any) -> Tensor:
         """A chunk's share of the loss, or of the quadratic with its Gauss-Newton matrix."""
         if self._gauss_newton:
-            (block,) = output_hessian(self._loss, reference, targets, self._axis).blocks
+            block, _ = output_hessian(self._loss, reference, targets, self._axis)
             change = flatten(outputs - reference, form(self._loss), self._axis)
             return block.quadratic(change).sum() / self._total
         if self._loss in divergence.KINDS:

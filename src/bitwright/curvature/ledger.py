@@ -73,16 +73,15 @@ class Ledger:
         return total
 
 
-def estimate(sums: Tensor, samples: int, total: float) -> Estimate:
+def estimate(sums: Tensor, samples: int) -> Estimate:
     """Mean over samples with both errors, from :meth:`Ledger.sums`.
 
     Args:
         sums: [3, C] of one layer or edge, over all processes; samples: n, over all processes.
-        total: what the loss is divided by beside n.
     """
     t, variance, squares = (s.numpy() for s in sums)
     n = samples
     value = t / n
     spread = np.sqrt(np.maximum(squares / n - value**2, 0) / max(n - 1, 1))
     data = spread if n > 1 else value
-    return Estimate(value / total, np.sqrt(variance) / n / total, data / total, n)
+    return Estimate(value, np.sqrt(variance) / n, data, n)

@@ -118,12 +118,9 @@ class OutputHessian:
 
     Attributes:
         blocks: one a head.
-        total: what the loss is divided by, beside the number of rows: 1 for a mean over rows, the
-            mean weight of a row's targets for a mean over targets.
     """
 
     blocks: tuple[Block, ...]
-    total: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -142,7 +139,7 @@ class OutputHessian:
 
     def take(self, rows: Tensor) -> OutputHessian:
         """Of some of the rows."""
-        return OutputHessian(tuple(b.take(rows) for b in self.blocks), self.total)
+        return OutputHessian(tuple(b.take(rows) for b in self.blocks))
 
     def trace(self) -> Tensor:
         """Tr Λ of each row, float64 [n]."""
@@ -219,8 +216,8 @@ Rule = Callable[[Any, Tensor, Tensor | None, int], tuple[Block, float]]
 
 def output_hessian(
     loss: Any, outputs: Tensor, targets: Tensor | None = None, class_axis: int = 1
-) -> OutputHessian:
-    """Λ of `loss` at `outputs`.
+) -> tuple[Block, float]:
+    """Λ of `loss` at `outputs`, as a sum over targets, and what a mean divides it by.
 
     Args:
         loss: "kl" for the KL divergence to the model itself (no targets needed), "squared" for
@@ -229,11 +226,14 @@ def output_hessian(
         targets: what the loss takes.
         class_axis: of the classes in `outputs`, for softmax losses.
 
+    Returns:
+        Λ, and its divisor beside the number of rows: 1 for a mean over rows, the mean weight of a
+        row's targets for a mean over targets.
+
     Raises:
         BitwrightError: a loss without a positive semi-definite Λ that is known here.
     """
-    block, total = _rule(loss)(loss, outputs, targets, class_axis)
-    return OutputHessian((block,), total)
+    return _rule(loss)(loss, outputs, targets, class_axis)
 
 
 def form(loss: Any) -> str:

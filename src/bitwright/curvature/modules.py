@@ -102,11 +102,10 @@ class ModuleSubject:
             values = torch.cat([v[name] for v in outputs])
             given = [t[name] for t in targets]
             wanted = None if given[0] is None else torch.cat([t.cpu() for t in given])
-            head = output_hessian(loss, values, wanted, self.class_axis)
-            divisor = torch.tensor([head.total * self.rows, self.rows], dtype=torch.float64)
+            block, total = output_hessian(loss, values, wanted, self.class_axis)
+            divisor = torch.tensor([total * self.rows, self.rows], dtype=torch.float64)
             divisor = processes.group().total(divisor)  # a mean over everybody's targets
-            total = float(divisor[0] / divisor[1])
-            blocks += [Block(b.logits, b.scale / total) for b in head.blocks]
+            blocks.append(Block(block.logits, block.scale / float(divisor[0] / divisor[1])))
         return OutputHessian(tuple(blocks))
 
     def outputs(self, batch: Batch, leaves: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -82,10 +82,7 @@ class Tape(TorchFunctionMode):
     ) -> None:
         rule = _RULES.get(func)
         if rule is not None:
-            found = rule(func, args, kwargs, value)
-            if found is None:
-                return
-            weight, use = found
+            weight, bias, use = rule(func, args, kwargs, value)
             if weight is not None and id(weight) in self._known:
                 name, rows, _ = self._known[id(weight)]
                 if use is None:
@@ -97,16 +94,16 @@ class Tape(TorchFunctionMode):
                     self.uses.append(Use(name, y=value, rows=every, **use))
                 else:
                     self.uses.append(Use(name, y=value, rows=rows, **use))
-            biases = _biases(func, args, kwargs)
-            self.added.update(self._known[id(b)][0] for b in biases if id(b) in self._known)
-            taken = {id(weight), *map(id, biases)}
-            self.unknown.update(self._known[id(t)][0] for t in seen if id(t) not in taken)
+            if bias is not None and id(bias) in self._known:
+                self.added.add(self._known[id(bias)][0])
+            others = [t for t in seen if t is not weight and t is not bias]
+            self.unknown.update(self._known[id(t)][0] for t in others)
             return
         results = [t for t in _tensors((value,), {}) if t.is_floating_point()]
         for result in results:
             for source in seen:
-                name, rows, whole = self._known[id(source)]
-                part = _row_slice(whole, source, rows, result)
+                name, rows, _ = self._known[id(source)]
+                part = _row_slice(source, rows, result)
                 if part is None:
                     self.unknown.add(name)
                 elif id(result) not in self._known:
@@ -135,7 +132,7 @@ def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     return found
 
 
-def _row_slice(whole: Tensor, source: Tensor, rows: slice, result: Tensor) -> slice | None:
+def _row_slice(source: Tensor, rows: slice, result: Tensor) -> slice | None:
     """Which rows of the weight `result` is a view of; None if it is anything else."""
     if result is source:
         return rows
@@ -154,7 +151,8 @@ def _row_slice(whole: Tensor, source: Tensor, rows: slice, result: Tensor) -> sl
 
 # ------------------------------------------------------------------------------ the table
 
-Found = tuple[Tensor | None, dict[str, Any] | None] | None
+#: weight, bias (what is only added), and the use; None for a weight used in another way
+Found = tuple[Tensor | None, Tensor | None, dict[str, Any] | None]
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups",
@@ -190,7 +188,7 @@ def _conv(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
         "kind": "conv", "x": a["input"], "channel": 1, "kernel": tuple(w.shape[2:]),
         "stride": stride, "padding": pairs, "dilation": dilation, "groups": a["groups"],
     }  # fmt: skip
-    return w, use if a["input"].ndim == w.ndim else None
+    return w, a["bias"], use if a["input"].ndim == w.ndim else None
 
 
 def _transposed(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
@@ -203,27 +201,27 @@ def _transposed(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
         "stride": _tuple(a["stride"], space), "padding": pairs,
         "dilation": _tuple(a["dilation"], space), "groups": a["groups"],
     }  # fmt: skip
-    return w, use if a["input"].ndim == w.ndim else None
+    return w, a["bias"], use if a["input"].ndim == w.ndim else None
 
 
 def _linear(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
     a = _bound(("input", "weight", "bias"), args, kwargs)
-    return a["weight"], {"kind": "linear", "x": a["input"], "channel": -1}
+    return a["weight"], a["bias"], {"kind": "linear", "x": a["input"], "channel": -1}
 
 
 def _addmm(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
     """`bias + x w`: the Conv1D of GPT-2."""
     a = _bound(("input", "mat1", "mat2"), args, kwargs)
-    plain = a.get("alpha", 1) == 1
-    return a["mat2"], {"kind": "matmul", "x": a["mat1"], "channel": -1} if plain else None
+    use = {"kind": "matmul", "x": a["mat1"], "channel": -1}
+    return a["mat2"], a["input"], use if a.get("alpha", 1) == 1 else None
 
 
 def _matmul(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
     a = _bound(("input", "other"), args, kwargs)
     w = a.get("other", a.get("mat2"))
     if w is None or w.ndim != 2 or a["input"].ndim < 2:
-        return w, None
-    return w, {"kind": "matmul", "x": a["input"], "channel": -1}
+        return w, None, None
+    return w, None, {"kind": "matmul", "x": a["input"], "channel": -1}
 
 
 def _embedding(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
@@ -234,21 +232,21 @@ def _embedding(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
     if padding is not None and padding >= 0:  # its row gets no gradient
         index = torch.where(index == padding, -1, index)
     use = {"kind": "embedding", "x": index, "channel": -1}
-    return a["weight"], None if a.get("scale_grad_by_freq") else use
+    return a["weight"], None, use if not a.get("scale_grad_by_freq") else None
 
 
 def _normalized(*names: str, channel: int, reset: tuple[str, ...]) -> Callable[..., Found]:
     """Normalizations: what the scale multiplies is the same operation without scale and offset."""
 
     def rule(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
-        a = dict(zip(names, args, strict=False)) | dict(kwargs)
+        a = _bound(names, args, kwargs)
         w = a.get("weight")
         if w is None:
-            return None
+            return None, a["bias"], None
         changed = a | dict.fromkeys(reset) | {"input": a["input"].detach()}
         with torch.no_grad():
             x = func(*[changed[n] for n in names if n in changed])
-        return w, {"kind": "scale", "x": x, "channel": channel}
+        return w, a["bias"], {"kind": "scale", "x": x, "channel": channel}
 
     return rule
 
@@ -286,21 +284,3 @@ _RULES: dict[Any, Callable[..., Found]] = {
     **dict.fromkeys((torch.group_norm, aten.group_norm.default), _GROUP_NORM),
     **dict.fromkeys((torch.batch_norm, aten.batch_norm.default), _BATCH_NORM),
 }  # fmt: skip
-
-
-def _biases(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Tensors that a known operation only adds."""
-    rule = _RULES[func]
-    if rule in (_conv, _linear, _transposed, _LAYER_NORM, _GROUP_NORM, _BATCH_NORM):
-        names = {
-            _conv: _CONV, _transposed: _TRANSPOSED, _linear: ("input", "weight", "bias"),
-            _LAYER_NORM: ("input", "shape", "weight", "bias"),
-            _GROUP_NORM: ("input", "groups", "weight", "bias"),
-            _BATCH_NORM: ("input", "weight", "bias"),
-        }[rule]  # fmt: skip
-        bias = (dict(zip(names, args, strict=False)) | dict(kwargs)).get("bias")
-        return [] if bias is None else [bias]
-    if rule is _addmm:
-        first = kwargs.get("input", args[0] if args else None)
-        return [first] if isinstance(first, Tensor) else []
-    return []

@@ -97,10 +97,10 @@ def traces(
             model, batches, loss, class_axis=class_axis, select=select, chunk=chunk, seed=seed
         )
         details["hessian_differs"] = told(found_apart)
-    layers = {k[6:].removesuffix(".weight"): v for k, v in found.items() if k.startswith("layer:")}
-    return Sensitivity(
-        "gauss-newton",
-        layers,
-        {k[5:]: v for k, v in found.items() if k.startswith("edge:")},
-        details=details,
-    )
+    layers = {
+        k.removeprefix("layer:").removesuffix(".weight"): v
+        for k, v in found.items()
+        if k.startswith("layer:")
+    }
+    found_edges = {k.removeprefix("edge:"): v for k, v in found.items() if k.startswith("edge:")}
+    return Sensitivity("gauss-newton", layers, found_edges, details=details)

@@ -113,14 +113,15 @@ def squares(
         keep = a + some < len(directions) or bool(passed.loose)
         _add(passed, weights, directions[a : a + some], columns, result[a : a + some], keep)
     for name, leaf in passed.loose.items():  # no rule for its operations: sample by sample
+        place = columns[f"layer:{name}"]
         for k, direction in enumerate(directions):
             for i in range(n):
                 only = torch.zeros_like(direction)
                 only[i] = direction[i]
                 (gradient,) = gradients(passed.outputs, [leaf], only, keep=True)
                 if gradient is not None:
-                    row = gradient.reshape(max(len(leaf) if leaf.ndim else 1, 1), -1)
-                    result[k][i, columns[f"layer:{name}"]] = row.square().sum(1).to(result)
+                    row = gradient.reshape(place.stop - place.start, -1)
+                    result[k][i, place] = row.square().sum(1).to(result)
     return result
 
 
