@@ -368,6 +368,53 @@ def test_keyword_arguments_and_logits():
         bitwright.traces(pair, ids)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_edges_by_token_and_as_tensors(first: bool):
+    """Dense Hessians in a hidden activation [n, tokens, C], batch or tokens first, by each axis."""
+    torch.manual_seed(0)
+
+    weights = torch.linspace(1, 2, 4).double()[:, None]  # tokens count unequally
+
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        if first:
+            return m.head(torch.tanh(m.b(torch.tanh(m.a(x))) * weights).mean(1))
+        h = m.b(torch.tanh(m.a(x.transpose(0, 1)))) * weights[..., None]
+        return m.head(torch.tanh(h).mean(0))
+
+    model = Fn(forward, a=nn.Linear(2, 3), b=nn.Linear(3, 5), head=nn.Linear(5, 3)).double()
+    x = image(6, 4, 2)
+    p = model(x).log_softmax(1).detach()
+
+    def f(t: Tensor) -> Tensor:  # of the input of b
+        q = model.head(torch.tanh(model.b(t) * weights).mean(1)).log_softmax(1)
+        return (p.exp() * (p - q)).sum() / len(p)
+
+    at = torch.tanh(model.a(x)).detach()
+    hessian = torch.autograd.functional.hessian(f, at).reshape(72, 72).diagonal().reshape(6, 4, 3)
+    for edges, axes in (("channel", (0, 1)), ("token", (0, 2)), ("tensor", (0, 1, 2))):
+        found = bitwright.traces(model, x, tolerance=0, chunk=4, edges=edges).edges["b.input"]
+        wanted = hessian.sum(axes).reshape(-1).numpy()
+        np.testing.assert_allclose(found.value, wanted, rtol=1e-9)
+    sums = hessian.sum((1, 2)).numpy() * 6
+    assert found.stderr_data[0] == pytest.approx(sums.std(ddof=1) / np.sqrt(6))
+
+
+def test_tokens_of_images_are_their_pixels_and_lengths_must_agree():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Conv2d(2, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    found = bitwright.traces(model, image(3, 1, 4, 5), tolerance=0, edges="token")
+    assert found.edges["2.input"].value.shape == (20,)
+    mixed = [image(3, 1, 4, 5), image(2, 1, 3, 3)]
+    with pytest.raises(BitwrightError, match=r"'0.input' has 9 tokens in one batch and 20 in"):
+        bitwright.traces(model, mixed, tolerance=0, edges="token")
+    whole = bitwright.traces(model, mixed, tolerance=0, edges="tensor").edges["2.input"]
+    by = bitwright.traces(model, mixed, tolerance=0).edges["2.input"]
+    assert whole.value[0] == pytest.approx(by.value.sum())
+    with pytest.raises(BitwrightError, match="edges 'pixel' is unknown"):
+        bitwright.traces(model, mixed, edges="pixel")
+
+
 def test_edges_are_inputs_of_layers_summed_over_their_consumers():
     torch.manual_seed(0)
     model = Fn(lambda m, x: m.head(m.a(torch.tanh(x)) + m.b(torch.tanh(x))), a=nn.Linear(4, 3),

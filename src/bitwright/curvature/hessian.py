@@ -61,7 +61,7 @@ class Hessian:
         batches = read(data)
         self._gauss_newton = kind == "gauss-newton"
         proxy = loss if known(loss) or self._gauss_newton else "squared"
-        self._subject = ModuleSubject(model, batches, proxy, class_axis, select, with_edges=False)
+        self._subject = ModuleSubject(model, batches, proxy, class_axis, select, edges="")
         self._loss, self._axis, self._chunk = loss, class_axis, chunk
         subject = self._subject
         self.weights = {n: subject.parameters[n].detach() for n in subject.weights}

@@ -43,8 +43,15 @@ class Layout:
         """Sums over everything but samples and the axis `channel`: [n, C]."""
         return self._channels_last(t, channel, n).sum(1)
 
-    def channel_squares(self, t: Tensor, channel: int, n: int) -> Tensor:
-        """Sums of squares over everything but samples and the axis `channel`: [n, C]."""
+    def squares(self, t: Tensor, channel: int, n: int, grain: str = "channel") -> Tensor:
+        """Sums of squares of every sample's numbers, [n, C], [n, P] or [n, 1].
+
+        `grain`: `channel`, along the axis `channel`; `token`, along everything but samples and
+        that axis; `tensor`, over all.
+        """
+        if grain != "channel":
+            summed = self._channels_last(t, channel, n).square().sum(2)
+            return summed if grain == "token" else summed.sum(1, keepdim=True)
         if channel == 1 and self.axis == 0 and len(t) == n:
             return torch.linalg.vector_norm(t.flatten(2), dim=2).square() if t.ndim > 2 else t**2
         return self._channels_last(t, channel, n).square().sum(1)

@@ -32,7 +32,7 @@ class ModuleSubject:
         loss: one for all outputs, or a mapping or sequence of losses of heads.
         class_axis: of the classes in outputs.
         select: from what the model returns to the outputs the loss sees.
-        with_edges: whether to watch activations.
+        edges: what activations are measured by: `channel`, `token`, `tensor`, or "" for not at all.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class ModuleSubject:
         loss: Any,
         class_axis: int,
         select: Callable[[Any], Any] | None,
-        with_edges: bool,
+        edges: str,
     ) -> None:
         self.model, self.batches, self.loss = model, batches, loss
-        self.class_axis, self.select, self.with_edges = class_axis, select, with_edges
+        self.class_axis, self.select, self.grain = class_axis, select, edges
         self.parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         ends = torch.tensor([0, *[b.rows for b in batches]]).cumsum(0)
@@ -77,9 +77,16 @@ class ModuleSubject:
             for n, shape in self.weights.items()
         }
         self.channels = {f"layer:{n}": int(o.max()) + 1 for n, o in self.owners.items()}
-        self.channels |= {f"edge:{n}": t.shape[axis] for n, (t, axis) in record.edges.items()}
+        self.channels |= {f"edge:{n}": self._width(t, axis, few.rows)
+                          for n, (t, axis) in record.edges.items()}  # fmt: skip
         self.unused = [n for n in self.parameters if n not in self.weights and n not in tape.added]
         self.frozen = [n for n in self.weights if not self.parameters[n].requires_grad]
+
+    def _width(self, t: Tensor, axis: int, rows: int) -> int:
+        """Traces of an edge."""
+        if self.grain == "tensor":
+            return 1
+        return t.shape[axis] if self.grain == "channel" else t.numel() // rows // t.shape[axis]
 
     def hessian(self, chunk: int) -> OutputHessian:
         """Λ of all rows."""
@@ -142,12 +149,12 @@ class ModuleSubject:
         flat = [flatten(heads[k], form(losses[k]), self.class_axis) for k in losses]
         edges: dict[str, tuple[Tensor, int]] = {}
         seen: set[int] = set()
-        for use in tape.uses if self.with_edges else ():
+        for use in tape.uses if self.grain else ():
             if use.kind in _EDGES and use.x.requires_grad and id(use.x) not in seen:
                 seen.add(id(use.x))
                 name = f"{use.weight.removesuffix('.weight')}.input"
                 edges.setdefault(name, (use.x, _EDGES[use.kind]))
-        return Record(torch.cat(flat, 1), tape, edges, leaves)
+        return Record(torch.cat(flat, 1), tape, edges, leaves, self.grain)
 
     def _call(self, batch: Batch, state: Mapping[str, Tensor], watched: bool = False) -> Any:
         def place(t: Any) -> Any:

@@ -27,12 +27,14 @@ class Pass:
         uses: weight name -> its uses.
         edges: edge name -> (tensor, channel axis, layout).
         loose: weight name -> leaf, for weights in operations without a rule.
+        grain: of the edges' traces: `channel`, `token` or `tensor`.
     """
 
     outputs: Tensor
     uses: Mapping[str, tuple[Placed, ...]]
     edges: Mapping[str, tuple[Tensor, int, Layout]]
     loose: Mapping[str, Tensor]
+    grain: str = "channel"
 
 
 class Subject(Protocol):
@@ -52,13 +54,14 @@ class Subject(Protocol):
 class Record:
     """A pass before anything is known of samples: outputs [m, K], uses, and edges with channels.
 
-    `leaves` are the tensors that took the place of the parameters.
+    `leaves` are the tensors that took the place of the parameters; `grain` is that of the edges.
     """
 
     outputs: Tensor
     tape: Tape
     edges: Mapping[str, tuple[Tensor, int]]
     leaves: Mapping[str, Tensor]
+    grain: str = "channel"
 
     def layouts(self) -> list[Layout]:
         """Of all uses, then of all edges, by the gradient of the first sample's outputs."""
@@ -85,7 +88,7 @@ class Record:
             for (name, (t, axis)), where in zip(self.edges.items(), rest, strict=True)
         }
         loose = {n: self.leaves[n] for n in sorted(self.tape.unknown)}
-        return Pass(self.outputs, {n: tuple(u) for n, u in uses.items()}, edges, loose)
+        return Pass(self.outputs, {n: tuple(u) for n, u in uses.items()}, edges, loose, self.grain)
 
 
 def gradients(

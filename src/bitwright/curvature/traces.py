@@ -24,7 +24,7 @@ def traces(
     select: Callable[[Any], Any] | None = None,
     tolerance: float = 0.02,
     effort: float = 2.0,
-    edges: bool = True,
+    edges: bool | str = True,
     kind: str = "gauss-newton",
     chunk: int = 32,
     seed: int = 0,
@@ -51,7 +51,9 @@ def traces(
             or `.logits`.
         tolerance: standard error wanted for every channel, as a share of its trace; 0 is exact.
         effort: rows to send backward at most, as a multiple of the number of rows.
-        edges: whether to measure the inputs of layers as well, by channel.
+        edges: whether to measure the inputs of layers as well: by "channel" (True), by "token" (all
+            positions of a sample, rows first), as one number a "tensor", or not at all (False).
+            The trace is that of the activation itself, whichever layers consume it.
         kind: "gauss-newton"; or "auto" to compare it with the Hessian of the loss besides, by one
             product of each a layer: `details["hessian_differs"]` names the layers where the two
             differ by more than a tenth, for which :func:`bitwright.curvature.hutchinson` measures
@@ -63,8 +65,8 @@ def traces(
     Returns:
         A :class:`~bitwright.Sensitivity`: for each weight (named as its parameter, without
         `.weight`) an :class:`~bitwright.Estimate` over its output channels, for each edge
-        (`<layer>.input`) one over its channels; both in units of the loss. Its details name unused
-        and frozen parameters (the latter are measured all the same).
+        (`<layer>.input`) one over its channels (tokens); both in units of the loss. Its details
+        name unused and frozen parameters (the latter are measured all the same).
 
     Raises:
         BitwrightError: a loss without a positive semi-definite Λ; a model that answers differently
@@ -74,8 +76,11 @@ def traces(
         raise BitwrightError(f"tolerance {tolerance} is not in [0, 1)")
     if kind not in ("gauss-newton", "auto"):
         raise BitwrightError(f"kind {kind!r} is unknown; use gauss-newton or auto")
+    grain = edges if isinstance(edges, str) else "channel" if edges else ""
+    if grain not in ("", "channel", "token", "tensor"):
+        raise BitwrightError(f"edges {edges!r} is unknown; use channel, token or tensor")
     batches = read(data)
-    subject = ModuleSubject(model, batches, loss, class_axis, select, edges)
+    subject = ModuleSubject(model, batches, loss, class_axis, select, grain)
     if not subject.weights:
         raise BitwrightError("the model uses no parameters; there is nothing to measure")
     found, details = measure(

@@ -13,6 +13,7 @@ from bitwright.curvature.losses import OutputHessian
 from bitwright.curvature.row_squares import row_squares
 from bitwright.curvature.selection import Plan, Units
 from bitwright.curvature.subjects import Pass, Subject, gradients
+from bitwright.errors import BitwrightError
 
 #: rows times directions whose gradients are held at once
 _AT_ONCE = 128
@@ -151,8 +152,16 @@ def _add(
             if s is not None:
                 result[k][:, columns[f"layer:{name}"]] = s.detach()
     for name, (_, axis, where) in passed.edges.items():
+        own = columns[f"edge:{name}"]
         for k, each in enumerate(found):
             gradient = each[place]
             if gradient is not None:
-                result[k][:, columns[f"edge:{name}"]] = where.channel_squares(gradient, axis, n)
+                by = where.squares(gradient, axis, n, passed.grain)
+                if by.shape[1] != own.stop - own.start:
+                    raise BitwrightError(
+                        f"edge {name!r} has {by.shape[1]} {passed.grain}s in one batch and "
+                        f"{own.stop - own.start} in another; pad the inputs to one length, or "
+                        "measure edges as tensors"
+                    )
+                result[k][:, own] = by
         place += 1
