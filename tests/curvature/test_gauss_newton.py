@@ -278,10 +278,10 @@ def test_visited_by_chance_all_is_within_four_errors_and_cheap():
     """Own eigenvectors, random rests and samples left out together, over many seeds."""
     network, x = trained()
     exact = flat(gauss_newton(network, x, tolerance=0))
-    options = {"tolerance": 0.2, "effort": 0.1}
+    options = {"tolerance": 0.05, "effort": 0.4}
     seeds = [gauss_newton(network, x, seed=s, **options) for s in range(40)]
     assert all(s.details["share"] < 0.95 for s in seeds)
-    assert np.mean([s.details["backward_rows"] for s in seeds]) < 0.6 * len(x)
+    assert np.mean([s.details["backward_rows"] for s in seeds]) <= 0.42 * len(x)
     for name, true in exact.items():
         values = np.stack([flat(s)[name] for s in seeds])
         claimed = np.stack([flat(s, "stderr_probe")[name] for s in seeds])
@@ -374,17 +374,17 @@ def test_random_signs_are_within_four_errors():
 
 def test_the_error_of_random_signs_is_about_right():
     network, x, true = mapped()
-    # two, then four, then eight draws a row, until the effort is spent
+    # more and more draws a row, until the effort is spent
     options = {"tolerance": 1e-3, "effort": 14, "chunk": 16}
     seeds = [gauss_newton(network, x, seed=s, **options) for s in range(30)]
-    assert {s.details["backward_rows"] for s in seeds} == {14 * len(x)}
+    assert all(13 * len(x) <= s.details["backward_rows"] <= 14 * len(x) for s in seeds)
     for name in true:
         values = np.stack([flat(s)[name] for s in seeds])
         claimed = np.stack([flat(s, "stderr_probe")[name] for s in seeds])
         # over all channels: a single one has thirty draws of a spread only
         ratio = math.sqrt((values.var(0, ddof=1) / np.square(claimed).mean(0)).mean())
         assert 1 / 1.5 < ratio < 1.5, (name, ratio)
-        # thirty seeds of eight draws have no bias that their own spread would not explain
+        # thirty seeds of many draws have no bias that their own spread would not explain
         z = (values.mean(0) - true[name]) / (values.std(0, ddof=1) / math.sqrt(30))
         assert np.abs(z).max() < 4.5, (name, z)
 

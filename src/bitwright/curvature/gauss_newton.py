@@ -8,11 +8,11 @@ curvature. So with one number c, chosen for the wanted error:
 - eigenvectors with `c λ_k ≥ 1` are visited one by one;
 - what they leave of a sample, r = Tr Λ − Σ λ_k, is visited with probability min(1, c r) as one
   random direction `Sε` (`E[Sε εᵀSᵀ] = Λ`) in their orthogonal complement, and weighted by the
-  inverse of the probability.
+  inverse of the probability; where c r is large it takes several.
 
 Every sum is unbiased and comes with its standard error; c grows until the channels' errors are
 within the tolerance or the effort is spent. Outputs with many positions have no leading
-eigenvectors: they take several random directions a sample.
+eigenvectors: they take random directions alone.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def gauss_newton(
         class_axis: axis of the classes, for `kl`.
         tolerance: standard error wanted for every channel, as a share of its trace; 0 is exact, up
             to 1e-4 all is visited but the smallest directions that hold a tenth of it.
-        effort: rows to send backward at most, as a multiple of n (not for tolerance 0).
+        effort: rows to send backward at most, as a multiple of n (in expectation; not for tolerance
+            0).
         edges: whether to measure edges as well.
         chunk: rows in a pass.
         seed: of the random signs and of the samples visited.
@@ -126,13 +127,14 @@ def measure(
     ledger = Ledger(hessian.rows, int(ends[-1]))
     luck = torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     luck = luck[first : first + hessian.rows]
-    draws = 2 if many else 1
+    least = 2 if many else 1  # two, so that their spread is known
+    spent, redrawn, limit = 0, 0, max(1.0, effort * n)
     if exact:
         plan = Plan.everything(spectrum, everywhere.floor(0.1 * tolerance))
     else:
-        plan = spectrum.plan(everywhere.density(tolerance), luck, draws)
+        most = max(everywhere.affordable(limit, least), everywhere.density(1, least))
+        plan = spectrum.plan(min(everywhere.density(tolerance, least), most), luck, least)
     before: Plan | None = None
-    spent, limit = 0, max(1, int(effort * n))
     while True:
         units = Units.of(plan, before, chunk)
         for done in visit(subject, hessian, plan, units, ledger, columns, chunk, (seed, first)):
@@ -142,11 +144,13 @@ def measure(
         found = {k: estimate(sums[:, c], n) for k, c in columns.items()}
         errors = _relative_errors(found)
         beyond = int((errors > tolerance).sum())
-        left = int(group.total((plan.chance < 1).sum()))
-        if exact or not beyond or spent >= limit or not (left or many):
+        if exact or not beyond:
             break
-        draws = 2 * draws if many else 1
-        before, plan = plan, spectrum.plan(plan.density * 4, luck, draws)
+        redrawn += int(group.total(plan.draws.sum()))
+        density = min(4 * plan.density, everywhere.affordable(limit - redrawn, least))
+        if density < 1.1 * plan.density:  # no more to be had
+            break
+        before, plan = plan, spectrum.plan(density, luck, least)
     progress(1.0)
     return found, {
         "share": float(group.total(plan.seen()) / everywhere.trace.sum().clamp(min=1e-300)),

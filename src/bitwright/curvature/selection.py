@@ -1,12 +1,15 @@
 """Which directions of which samples are visited: eigenvectors for certain, the rest by chance.
 
 With one number c: eigenvectors with `c λ ≥ 1` are visited one by one; what they leave of a sample,
-`r = Tr Λ − Σ λ`, is drawn with probability `π = min(1, c r)`. A larger c only adds eigenvectors and
-samples (each keeps its luck), so nothing that was visited is lost but redrawn rests.
+`r = Tr Λ − Σ λ`, is drawn with probability `π = min(1, c r)`, as `max(1, c σ)` random directions,
+`σ² = ½ (r² − Tr Λ² + Σ λ²)` the variance of one: for a sum of variances σ²/m at Σ m directions, m
+goes with σ. A larger c only adds eigenvectors and samples (each keeps its luck), so nothing that
+was visited is lost but redrawn rests.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,35 +64,75 @@ class Spectrum:
         rest = torch.where(rest < 1e-12 * self.trace, torch.zeros_like(rest), rest)
         return rest, (self.squares - held.square().sum(1)).clamp(min=0)
 
-    def density(self, tolerance: float) -> float:
+    def density(self, tolerance: float, least: int) -> float:
         """c at which a channel whose curvature goes with Tr Λ has a third of the tolerance."""
-        total = float(self.trace.sum())
-        if total == 0:
-            return 1.0
-        unit = 1 / float(self.trace.max())
-        low, high = 0.0, 60.0  # powers of two
-        for _ in range(40):
-            middle = (low + high) / 2
-            c = unit * 2**middle
-            rest, squares = self.left((self.values * c >= 1).sum(1))
-            chance = (c * rest).clamp(1e-300, 1)
-            noise = 0.5 * (rest.square() - squares).clamp(min=0)
-            variance = ((1 - chance) / chance * rest.square() + noise / chance).sum()
-            if float(variance) > (tolerance / 3 * total) ** 2:
-                low = middle
-            else:
-                high = middle
-        return unit * 2**high
+        wanted = (tolerance / 3 * float(self.trace.sum())) ** 2
 
-    def plan(self, density: float, luck: Tensor, draws: int) -> Plan:
-        """Who is visited at this c: samples with luck [n] below their π are drawn."""
+        def enough(c: float) -> bool:
+            v = self.visits(c, least)
+            chance = v.chance.clamp(min=1e-300)
+            variance = (1 - chance) / chance * v.rest.square() + v.noise / (chance * v.count)
+            return float(variance.sum()) <= wanted
+
+        return self._edge(enough)[1]
+
+    def affordable(self, directions: float, least: int) -> float:
+        """The largest c that is expected to visit no more than so many directions."""
+        return self._edge(lambda c: self.visits(c, least).expected > directions)[0]
+
+    def _edge(self, reached: Callable[[float], bool]) -> tuple[float, float]:
+        """Two close numbers c, of which the larger reaches what all larger ones do."""
+        most = float(self.trace.max()) if len(self.trace) else 0.0
+        if most == 0:
+            return 1.0, 1.0
+        low, high = -10.0, 60.0  # powers of two
+        for _ in range(16):
+            middle = (low + high) / 2
+            if reached(2**middle / most):
+                high = middle
+            else:
+                low = middle
+        return 2**low / most, 2**high / most
+
+    def visits(self, density: float, least: int) -> Visits:
+        """What this c asks of every sample: eigenvectors, the chance of their rest, draws of it."""
         own = (self.values * density >= 1).sum(1)
         rest, squares = self.left(own)
-        chance = (density * rest).clamp(max=1)
-        mixing = (1 - squares / rest.square().clamp(min=1e-300)).clamp(0, 1)
-        count = torch.where((luck < chance) & (rest > 0), draws, 0)
-        chance = torch.where(rest > 0, chance, torch.ones_like(chance))
-        return Plan(self, density, own, count, chance, mixing)
+        noise = 0.5 * (rest.square() - squares).clamp(min=0)
+        count = (density * noise.sqrt()).round().clamp(min=least)
+        chance = torch.where(rest > 0, (density * rest).clamp(max=1), torch.ones_like(rest))
+        return Visits(own, rest, squares, noise, chance, count)
+
+    def plan(self, density: float, luck: Tensor, least: int) -> Plan:
+        """Who is visited at this c: samples with luck [n] below their π are drawn."""
+        v = self.visits(density, least)
+        mixing = (1 - v.squares / v.rest.square().clamp(min=1e-300)).clamp(0, 1)
+        count = torch.where((luck < v.chance) & (v.rest > 0), v.count.long(), 0)
+        return Plan(self, density, v.own, count, v.chance, mixing)
+
+
+@dataclass(frozen=True)
+class Visits:
+    """What a number c asks for, by sample.
+
+    Attributes:
+        own: eigenvectors [n]; rest, squares: trace and trace of the square of what they leave [n].
+        noise: variance of one random direction in the rest, of its trace [n].
+        chance: π [n], 1 where nothing is left; count: random directions if it is drawn [n].
+    """
+
+    own: Tensor
+    rest: Tensor
+    squares: Tensor
+    noise: Tensor
+    chance: Tensor
+    count: Tensor
+
+    @property
+    def expected(self) -> float:
+        """Directions to visit."""
+        drawn = torch.where(self.rest > 0, self.chance * self.count, 0)
+        return float((self.own + drawn).sum())
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def traces(
         select: from what the model returns to what the loss sees; without it, the one float tensor
             or `.logits`.
         tolerance: standard error wanted for every channel, as a share of its trace; 0 is exact.
-        effort: rows to send backward at most, as a multiple of the number of rows.
+        effort: rows to send backward at most, as a multiple of the number of rows (in expectation).
         edges: whether to measure the inputs of layers as well: by "channel" (True), by "token" (all
             positions of a sample, rows first), as one number a "tensor", or not at all (False).
             The trace is that of the activation itself, whichever layers consume it.
