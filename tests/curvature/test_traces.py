@@ -153,6 +153,10 @@ ROSTER: dict[str, Callable[[], Made]] = {
         Fn(pooled, a=nn.GroupNorm(2, 4), head=nn.Linear(4, 3)), image(4, 4, 3), {}, []),
     "batch norm, evaluating": lambda: (
         Fn(pooled, a=nn.BatchNorm2d(3), head=nn.Linear(3, 3)), image(4, 3, 2, 3), {}, []),
+    "in place behind every layer": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(inplace=True), nn.BatchNorm2d(3),
+                      nn.ReLU6(inplace=True), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(inplace=True),
+                      nn.Linear(4, 3)), image(4, 2, 3, 3), {}, []),
     "a weight that is normalized itself": lambda: (
         Fn(lambda m, x: m.head(torch.tanh(F.linear(x, F.layer_norm(m.w, (4,))))),
            w=torch.randn(3, 4), head=nn.Linear(3, 3)), image(4, 4), {}, ["w"]),
@@ -427,6 +431,18 @@ def test_randomness_and_batch_statistics_are_refused():
         bitwright.traces(norm, x)
     assert all(torch.equal(before[n], t) for n, t in norm.state_dict().items())
     assert bitwright.traces(norm.eval(), x).layers.keys() == {"0", "1", "2"}
+
+
+def test_inputs_changed_in_place_afterwards_are_refused():
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        h = x * 2
+        y = m.a(h)
+        h += 1
+        return m.head(y)
+
+    model = Fn(forward, a=nn.Linear(4, 4), head=nn.Linear(4, 3)).double()
+    with pytest.raises(BitwrightError, match=r"'a.weight' is changed in place.*x = x \+ y"):
+        bitwright.traces(model, image(3, 4))
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.fx import Node
 
 from bitwright.curvature import layout
 from bitwright.curvature.layout import Layout
 from bitwright.curvature.losses import flatten
 from bitwright.curvature.row_squares import Placed
-from bitwright.curvature.tape import Tape
+from bitwright.curvature.tape import Tape, edge
+from bitwright.errors import BitwrightError
 from bitwright.network import Network, join, run
 
 
@@ -66,18 +68,27 @@ class Record:
         probe = torch.zeros_like(self.outputs)
         generator = torch.Generator().manual_seed(0)
         probe[0] = torch.randn(self.outputs.shape[1], generator=generator).to(probe)
-        watched = [(u.weight, u.y, u.channel) for u in self.tape.uses]
-        watched += [(name, t, axis) for name, (t, axis) in self.edges.items()]
-        found = gradients(self.outputs, [t for _, t, _ in watched], probe, keep=False)
+        watched = [(u.weight, u.y, u.at, u.channel) for u in self.tape.uses]
+        watched += [(name, t, edge(t), axis) for name, (t, axis) in self.edges.items()]
+        found = gradients(self.outputs, [at for _, _, at, _ in watched], probe, keep=False)
         return [
             layout.find(name, t, axis, g, n)
-            for (name, t, axis), g in zip(watched, found, strict=True)
+            for (name, t, _, axis), g in zip(watched, found, strict=True)
         ]
 
     def placed(self, layouts: list[Layout]) -> Pass:
-        """The same with layouts."""
+        """The same with layouts.
+
+        Raises:
+            BitwrightError: what a weight multiplied is no longer there.
+        """
         uses: dict[str, list[Placed]] = {}
         for use, where in zip(self.tape.uses, layouts, strict=False):
+            if use.at is not None and use.x._version != use.version:
+                raise BitwrightError(
+                    f"the input of {use.weight!r} is changed in place after it is read (x += y); "
+                    "let the model make a new tensor (x = x + y)"
+                )
             uses.setdefault(use.weight, []).append(Placed(use, where, len(self.outputs)))
         rest = layouts[len(self.tape.uses) :]
         edges = {
@@ -89,16 +100,16 @@ class Record:
 
 
 def gradients(
-    outputs: Tensor, at: list[Tensor], direction: Tensor, *, keep: bool
+    outputs: Tensor, at: list[GradientEdge | None], direction: Tensor, *, keep: bool
 ) -> list[Tensor | None]:
-    """`∂⟨direction, outputs⟩/∂t` for each t; None where the outputs do not depend on it."""
-    live = [t for t in at if t.requires_grad]
+    """`∂⟨direction, outputs⟩/∂t` at each t's edge; None where the outputs do not depend on it."""
+    live = [t for t in at if t is not None]
     found = iter(
         torch.autograd.grad(outputs, live, direction, retain_graph=keep, allow_unused=True)
         if live
         else ()
     )
-    return [next(found) if t.requires_grad else None for t in at]
+    return [next(found) if t is not None else None for t in at]
 
 
 class NetworkSubject:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
@@ -30,6 +31,9 @@ class Use:
             convolution, `embedding` or `scale` (`y = x ⊙ w` after a normalization).
         x: the input: indices for an embedding (−1 for padding), the normalized one for a scale.
         y: the output.
+        at: the output's place in the graph, kept if `y` is changed in place (`nn.ReLU(True)`); None
+            if it has no gradient.
+        version: of x when it was read.
         rows: channels of the weight that this use takes (a chunk of a packed projection).
         channel: axis of `y` that counts output channels.
         kernel, stride, padding, dilation, groups: of a convolution; padding as (before, after).
@@ -39,6 +43,8 @@ class Use:
     kind: str
     x: Tensor
     y: Tensor
+    at: GradientEdge | None
+    version: int
     rows: slice
     channel: int
     kernel: tuple[int, ...] = ()
@@ -90,10 +96,10 @@ class Tape(TorchFunctionMode):
                 elif use["kind"] in ("matmul", "transposed"):  # channels are on axis 1
                     if rows != slice(0, self._shape[name][0]):
                         self.unknown.add(name)
-                    every = slice(0, self._shape[name][1] * use.get("groups", 1))
-                    self.uses.append(Use(name, y=value, rows=every, **use))
-                else:
-                    self.uses.append(Use(name, y=value, rows=rows, **use))
+                    rows = slice(0, self._shape[name][1] * use.get("groups", 1))
+                if use is not None:
+                    at, version = edge(value), use["x"]._version
+                    self.uses.append(Use(name, y=value, at=at, version=version, rows=rows, **use))
             if bias is not None and id(bias) in self._known:
                 self.added.add(self._known[id(bias)][0])
             others = [t for t in seen if t is not weight and t is not bias]
@@ -108,6 +114,11 @@ class Tape(TorchFunctionMode):
                     self.unknown.add(name)
                 elif id(result) not in self._known:
                     self._known[id(result)] = (name, part, result)
+
+
+def edge(t: Tensor) -> GradientEdge | None:
+    """Where the graph computes `t` as it is now; None if it does not."""
+    return get_gradient_edge(t) if t.requires_grad else None
 
 
 def _entered(func: types.FunctionType) -> Callable[..., Any]:

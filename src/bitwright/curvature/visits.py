@@ -13,6 +13,7 @@ from bitwright.curvature.losses import OutputHessian
 from bitwright.curvature.row_squares import row_squares
 from bitwright.curvature.selection import Plan, Units
 from bitwright.curvature.subjects import Pass, Subject, gradients
+from bitwright.curvature.tape import edge
 
 #: rows times directions whose gradients are held at once
 _AT_ONCE = 128
@@ -118,7 +119,7 @@ def squares(
             for i in range(n):
                 only = torch.zeros_like(direction)
                 only[i] = direction[i]
-                (gradient,) = gradients(passed.outputs, [leaf], only, keep=True)
+                (gradient,) = gradients(passed.outputs, [edge(leaf)], only, keep=True)
                 if gradient is not None:
                     row = gradient.reshape(place.stop - place.start, -1)
                     result[k][i, place] = row.square().sum(1).to(result)
@@ -135,8 +136,8 @@ def _add(
 ) -> None:
     """Fill `result` [directions, m, C]; the graph is kept for others or freed."""
     n = len(passed.outputs)
-    watched = [use.use.y for uses in passed.uses.values() for use in uses]
-    watched += [t for t, _, _ in passed.edges.values()]
+    watched = [use.use.at for uses in passed.uses.values() for use in uses]
+    watched += [edge(t) for t, _, _ in passed.edges.values()]
     found = [
         gradients(passed.outputs, watched, d, keep=keep or k + 1 < len(directions))
         for k, d in enumerate(directions)
