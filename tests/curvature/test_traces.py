@@ -149,6 +149,12 @@ ROSTER: dict[str, Callable[[], Made]] = {
     "rms norm": lambda: (
         Fn(lambda m, x: m.head(torch.tanh(m.n(x)).mean(1)), n=nn.RMSNorm(4),
            head=nn.Linear(4, 3)), image(4, 3, 4), {}, []),
+    "layer norm over two axes": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(m.n(x)).mean(1)), n=nn.LayerNorm((4, 4)),
+           head=nn.Linear(4, 3)), image(3, 4, 4), {}, ["n.weight"]),
+    "rms norm over two axes": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(m.n(x)).mean(1)), n=nn.RMSNorm((3, 4)),
+           head=nn.Linear(4, 3)), image(4, 3, 4), {}, ["n.weight"]),
     "group norm": lambda: (
         Fn(pooled, a=nn.GroupNorm(2, 4), head=nn.Linear(4, 3)), image(4, 4, 3), {}, []),
     "batch norm, evaluating": lambda: (
@@ -163,6 +169,22 @@ ROSTER: dict[str, Callable[[], Made]] = {
     "used twice, in parallel and in sequence": lambda: (
         Fn(lambda m, x: m.head(m.l(torch.tanh(m.l(x))) + m.l(-x)), l=nn.Linear(4, 4),
            head=nn.Linear(4, 3)), image(4, 4), {}, []),
+    "linear to one number": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(F.linear(x, m.w))), w=torch.randn(4),
+           head=nn.Linear(3, 3)), image(4, 3, 4), {}, ["w"]),
+    "encoder and decoder of one weight": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(F.linear(x, m.w)) @ m.w), w=torch.randn(4, 4),
+           head=nn.Linear(4, 3)), image(4, 4), {}, ["w"]),
+    "encoder and decoder of one kernel": lambda: (
+        Fn(lambda m, x: m.head(
+            F.conv_transpose1d(torch.tanh(F.conv1d(x, m.w)), m.w).mean(2)),
+           w=torch.randn(5, 4, 2), head=nn.Linear(4, 3)), image(3, 4, 4), {}, ["w"]),
+    "a scale that is also an offset": lambda: (
+        Fn(lambda m, x: m.head(F.linear(torch.tanh(F.layer_norm(x, (4,), m.w)), m.v, m.w)),
+           w=torch.randn(4), v=torch.randn(4, 4), head=nn.Linear(4, 3)), image(4, 4), {}, ["w"]),
+    "a weight that is its own input": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(x @ (m.w @ m.w))), w=torch.randn(4, 4),
+           head=nn.Linear(4, 3)), image(4, 4), {}, ["w"]),
     "positions and a scale": lambda: (
         Fn(lambda m, x: m.head((torch.tanh(m.l(x + m.p)) * m.g).mean(1)), l=nn.Linear(4, 4),
            p=torch.randn(3, 4), g=torch.randn(4), head=nn.Linear(4, 3)), image(4, 3, 4), {},

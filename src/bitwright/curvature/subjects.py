@@ -15,7 +15,7 @@ from bitwright.curvature import layout
 from bitwright.curvature.layout import Layout
 from bitwright.curvature.losses import flatten
 from bitwright.curvature.row_squares import Placed
-from bitwright.curvature.tape import Tape, edge
+from bitwright.curvature.tape import Tape, Use, edge
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, join, run
 
@@ -62,13 +62,19 @@ class Record:
     edges: Mapping[str, tuple[Tensor, int]]
     leaves: Mapping[str, Tensor]
 
+    @property
+    def uses(self) -> list[Use]:
+        """Of weights that are not measured one sample at a time."""
+        unknown = self.tape.unknown
+        return [use for use in self.tape.uses if use.weight not in unknown]
+
     def layouts(self) -> list[Layout]:
         """Of all uses, then of all edges, by the gradient of the first sample's outputs."""
         n = len(self.outputs)
         probe = torch.zeros_like(self.outputs)
         generator = torch.Generator().manual_seed(0)
         probe[0] = torch.randn(self.outputs.shape[1], generator=generator).to(probe)
-        watched = [(u.weight, u.y, u.at, u.channel) for u in self.tape.uses]
+        watched = [(u.weight, u.y, u.at, u.channel) for u in self.uses]
         watched += [(name, t, edge(t), axis) for name, (t, axis) in self.edges.items()]
         found = gradients(self.outputs, [at for _, _, at, _ in watched], probe, keep=False)
         return [
@@ -82,15 +88,16 @@ class Record:
         Raises:
             BitwrightError: what a weight multiplied is no longer there.
         """
+        known = self.uses
         uses: dict[str, list[Placed]] = {}
-        for use, where in zip(self.tape.uses, layouts, strict=False):
+        for use, where in zip(known, layouts, strict=False):
             if use.at is not None and use.x._version != use.version:
                 raise BitwrightError(
                     f"the input of {use.weight!r} is changed in place after it is read (x += y); "
                     "let the model make a new tensor (x = x + y)"
                 )
             uses.setdefault(use.weight, []).append(Placed(use, where, len(self.outputs)))
-        rest = layouts[len(self.tape.uses) :]
+        rest = layouts[len(known) :]
         edges = {
             name: (t, axis, where)
             for (name, (t, axis)), where in zip(self.edges.items(), rest, strict=True)

@@ -146,8 +146,6 @@ def _add(
     for name, uses in passed.uses.items():
         some = [g[place : place + len(uses)] for g in found]
         place += len(uses)
-        if name in passed.loose:
-            continue
         for k, s in enumerate(row_squares(weights[name], uses, some)):
             if s is not None:
                 result[k][:, columns[f"layer:{name}"]] = s.detach()
