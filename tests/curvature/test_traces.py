@@ -179,6 +179,9 @@ ROSTER: dict[str, Callable[[], Made]] = {
         Fn(lambda m, x: m.head(
             F.conv_transpose1d(torch.tanh(F.conv1d(x, m.w)), m.w).mean(2)),
            w=torch.randn(5, 4, 2), head=nn.Linear(4, 3)), image(3, 4, 4), {}, ["w"]),
+    "detached and not": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(F.linear(x, m.w)) + F.linear(x, m.w.detach())),
+           w=torch.randn(4, 4), head=nn.Linear(4, 3)), image(4, 4), {}, []),
     "a scale that is also an offset": lambda: (
         Fn(lambda m, x: m.head(F.linear(torch.tanh(F.layer_norm(x, (4,), m.w)), m.v, m.w)),
            w=torch.randn(4), v=torch.randn(4, 4), head=nn.Linear(4, 3)), image(4, 4), {}, ["w"]),

@@ -124,7 +124,7 @@ class Tape(TorchFunctionMode):
                 self._other.add(self._known[id(t)][0])
 
     def _note_views(self, value: Any, seen: list[Tensor]) -> None:
-        results = [t for t in _tensors((value,), {}) if t.is_floating_point()]
+        results = [t for t in _tensors((value,), {}) if t.requires_grad]  # w.detach() is no weight
         for result in results:
             for source in seen:
                 name, rows, _ = self._known[id(source)]
