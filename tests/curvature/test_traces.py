@@ -149,16 +149,45 @@ ROSTER: dict[str, Callable[[], Made]] = {
     "rms norm": lambda: (
         Fn(lambda m, x: m.head(torch.tanh(m.n(x)).mean(1)), n=nn.RMSNorm(4),
            head=nn.Linear(4, 3)), image(4, 3, 4), {}, []),
+    "layer norm over two axes": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(m.n(x)).mean(1)), n=nn.LayerNorm((4, 4)),
+           head=nn.Linear(4, 3)), image(3, 4, 4), {}, ["n.weight"]),
+    "rms norm over two axes": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(m.n(x)).mean(1)), n=nn.RMSNorm((3, 4)),
+           head=nn.Linear(4, 3)), image(4, 3, 4), {}, ["n.weight"]),
     "group norm": lambda: (
         Fn(pooled, a=nn.GroupNorm(2, 4), head=nn.Linear(4, 3)), image(4, 4, 3), {}, []),
     "batch norm, evaluating": lambda: (
         Fn(pooled, a=nn.BatchNorm2d(3), head=nn.Linear(3, 3)), image(4, 3, 2, 3), {}, []),
+    "in place behind every layer": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(inplace=True), nn.BatchNorm2d(3),
+                      nn.ReLU6(inplace=True), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(inplace=True),
+                      nn.Linear(4, 3)), image(4, 2, 3, 3), {}, []),
     "a weight that is normalized itself": lambda: (
         Fn(lambda m, x: m.head(torch.tanh(F.linear(x, F.layer_norm(m.w, (4,))))),
            w=torch.randn(3, 4), head=nn.Linear(3, 3)), image(4, 4), {}, ["w"]),
     "used twice, in parallel and in sequence": lambda: (
         Fn(lambda m, x: m.head(m.l(torch.tanh(m.l(x))) + m.l(-x)), l=nn.Linear(4, 4),
            head=nn.Linear(4, 3)), image(4, 4), {}, []),
+    "linear to one number": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(F.linear(x, m.w))), w=torch.randn(4),
+           head=nn.Linear(3, 3)), image(4, 3, 4), {}, ["w"]),
+    "encoder and decoder of one weight": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(F.linear(x, m.w)) @ m.w), w=torch.randn(4, 4),
+           head=nn.Linear(4, 3)), image(4, 4), {}, ["w"]),
+    "encoder and decoder of one kernel": lambda: (
+        Fn(lambda m, x: m.head(
+            F.conv_transpose1d(torch.tanh(F.conv1d(x, m.w)), m.w).mean(2)),
+           w=torch.randn(5, 4, 2), head=nn.Linear(4, 3)), image(3, 4, 4), {}, ["w"]),
+    "detached and not": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(F.linear(x, m.w)) + F.linear(x, m.w.detach())),
+           w=torch.randn(4, 4), head=nn.Linear(4, 3)), image(4, 4), {}, []),
+    "a scale that is also an offset": lambda: (
+        Fn(lambda m, x: m.head(F.linear(torch.tanh(F.layer_norm(x, (4,), m.w)), m.v, m.w)),
+           w=torch.randn(4), v=torch.randn(4, 4), head=nn.Linear(4, 3)), image(4, 4), {}, ["w"]),
+    "a weight that is its own input": lambda: (
+        Fn(lambda m, x: m.head(torch.tanh(x @ (m.w @ m.w))), w=torch.randn(4, 4),
+           head=nn.Linear(4, 3)), image(4, 4), {}, ["w"]),
     "positions and a scale": lambda: (
         Fn(lambda m, x: m.head((torch.tanh(m.l(x + m.p)) * m.g).mean(1)), l=nn.Linear(4, 4),
            p=torch.randn(3, 4), g=torch.randn(4), head=nn.Linear(4, 3)), image(4, 3, 4), {},
@@ -474,6 +503,18 @@ def test_randomness_and_batch_statistics_are_refused():
         bitwright.traces(norm, x)
     assert all(torch.equal(before[n], t) for n, t in norm.state_dict().items())
     assert bitwright.traces(norm.eval(), x).layers.keys() == {"0", "1", "2"}
+
+
+def test_inputs_changed_in_place_afterwards_are_refused():
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        h = x * 2
+        y = m.a(h)
+        h += 1
+        return m.head(y)
+
+    model = Fn(forward, a=nn.Linear(4, 4), head=nn.Linear(4, 3)).double()
+    with pytest.raises(BitwrightError, match=r"'a.weight' is changed in place.*x = x \+ y"):
+        bitwright.traces(model, image(3, 4))
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,14 @@ class ModuleSubject:
             )
         tape = record.tape
         used = {u.weight: u for u in tape.uses}
-        self.loose = sorted(tape.unknown)
+        unknown = tape.unknown
+        self.loose = sorted(unknown)
         self.weights = {
-            n: tuple(p.shape) for n, p in self.parameters.items() if n in used or n in tape.unknown
+            n: tuple(p.shape) for n, p in self.parameters.items() if n in used or n in unknown
         }
         #: name -> which output channel each number of the weight is of, int64 of its shape
         self.owners = {
-            n: owners(shape, None if n in tape.unknown else used[n])
-            for n, shape in self.weights.items()
+            n: owners(shape, None if n in unknown else used[n]) for n, shape in self.weights.items()
         }
         self.channels = {f"layer:{n}": int(o.max()) + 1 for n, o in self.owners.items()}
         self.channels |= {f"edge:{n}": self._width(t, axis, few.rows)
@@ -131,7 +131,7 @@ class ModuleSubject:
             yield places, record.placed(self._layout(record, i))
 
     def _layout(self, record: Record, batch: int) -> list[Layout]:
-        signature = tuple((u.weight, u.kind, u.y.ndim) for u in record.tape.uses)
+        signature = tuple((u.weight, u.kind, u.y.ndim) for u in record.uses)
         key = (signature, tuple(record.edges), min(len(record.outputs), 2))
         if key not in self._layouts:
             count = min(3 if key[2] > 1 else 1, self.batches[batch].rows)

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.fx import Node
 
 from bitwright.curvature import layout
 from bitwright.curvature.layout import Layout
 from bitwright.curvature.losses import flatten
 from bitwright.curvature.row_squares import Placed
-from bitwright.curvature.tape import Tape
+from bitwright.curvature.tape import Tape, Use, edge
+from bitwright.errors import BitwrightError
 from bitwright.network import Network, join, run
 
 
@@ -63,26 +65,42 @@ class Record:
     leaves: Mapping[str, Tensor]
     grain: str = "channel"
 
+    @property
+    def uses(self) -> list[Use]:
+        """Of weights that are not measured one sample at a time."""
+        unknown = self.tape.unknown
+        return [use for use in self.tape.uses if use.weight not in unknown]
+
     def layouts(self) -> list[Layout]:
         """Of all uses, then of all edges, by the gradient of the first sample's outputs."""
         n = len(self.outputs)
         probe = torch.zeros_like(self.outputs)
         generator = torch.Generator().manual_seed(0)
         probe[0] = torch.randn(self.outputs.shape[1], generator=generator).to(probe)
-        watched = [(u.weight, u.y, u.channel) for u in self.tape.uses]
-        watched += [(name, t, axis) for name, (t, axis) in self.edges.items()]
-        found = gradients(self.outputs, [t for _, t, _ in watched], probe, keep=False)
+        watched = [(u.weight, u.y, u.at, u.channel) for u in self.uses]
+        watched += [(name, t, edge(t), axis) for name, (t, axis) in self.edges.items()]
+        found = gradients(self.outputs, [at for _, _, at, _ in watched], probe, keep=False)
         return [
             layout.find(name, t, axis, g, n)
-            for (name, t, axis), g in zip(watched, found, strict=True)
+            for (name, t, _, axis), g in zip(watched, found, strict=True)
         ]
 
     def placed(self, layouts: list[Layout]) -> Pass:
-        """The same with layouts."""
+        """The same with layouts.
+
+        Raises:
+            BitwrightError: what a weight multiplied is no longer there.
+        """
+        known = self.uses
         uses: dict[str, list[Placed]] = {}
-        for use, where in zip(self.tape.uses, layouts, strict=False):
+        for use, where in zip(known, layouts, strict=False):
+            if use.at is not None and use.x._version != use.version:
+                raise BitwrightError(
+                    f"the input of {use.weight!r} is changed in place after it is read (x += y); "
+                    "let the model make a new tensor (x = x + y)"
+                )
             uses.setdefault(use.weight, []).append(Placed(use, where, len(self.outputs)))
-        rest = layouts[len(self.tape.uses) :]
+        rest = layouts[len(known) :]
         edges = {
             name: (t, axis, where)
             for (name, (t, axis)), where in zip(self.edges.items(), rest, strict=True)
@@ -92,16 +110,16 @@ class Record:
 
 
 def gradients(
-    outputs: Tensor, at: list[Tensor], direction: Tensor, *, keep: bool
+    outputs: Tensor, at: list[GradientEdge | None], direction: Tensor, *, keep: bool
 ) -> list[Tensor | None]:
-    """`∂⟨direction, outputs⟩/∂t` for each t; None where the outputs do not depend on it."""
-    live = [t for t in at if t.requires_grad]
+    """`∂⟨direction, outputs⟩/∂t` at each t's edge; None where the outputs do not depend on it."""
+    live = [t for t in at if t is not None]
     found = iter(
         torch.autograd.grad(outputs, live, direction, retain_graph=keep, allow_unused=True)
         if live
         else ()
     )
-    return [next(found) if t.requires_grad else None for t in at]
+    return [next(found) if t is not None else None for t in at]
 
 
 class NetworkSubject:

@@ -2,8 +2,8 @@
 
 A `TorchFunctionMode` sees every torch function, whichever module, functional call or captured graph
 it comes from. Functions written in Python (attention, layer normalization) are entered, so that the
-table below needs the primitive ones only. A weight in any other operation is named in `unknown`;
-its per-sample gradients are then taken one sample at a time.
+table below needs the primitive ones only. A weight in any other operation, or in operations that do
+not go together, is named in `unknown`; its gradients are then taken one sample at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
@@ -30,6 +31,9 @@ class Use:
             convolution, `embedding` or `scale` (`y = x ⊙ w` after a normalization).
         x: the input: indices for an embedding (−1 for padding), the normalized one for a scale.
         y: the output.
+        at: the output's place in the graph, kept if `y` is changed in place (`nn.ReLU(True)`); None
+            if it has no gradient.
+        version: of x when it was read.
         rows: channels of the weight that this use takes (a chunk of a packed projection).
         channel: axis of `y` that counts output channels.
         kernel, stride, padding, dilation, groups: of a convolution; padding as (before, after).
@@ -39,6 +43,8 @@ class Use:
     kind: str
     x: Tensor
     y: Tensor
+    at: GradientEdge | None
+    version: int
     rows: slice
     channel: int
     kernel: tuple[int, ...] = ()
@@ -46,6 +52,11 @@ class Use:
     padding: tuple[tuple[int, int], ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+
+    @property
+    def across(self) -> int:
+        """Groups of output channels on the weight's axis 1; 0 if axis 0 counts them."""
+        return self.groups if self.kind in ("matmul", "transposed") else 0
 
 
 class Tape(TorchFunctionMode):
@@ -58,7 +69,7 @@ class Tape(TorchFunctionMode):
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.uses: list[Use] = []
-        self.unknown: set[str] = set()
+        self._other: set[str] = set()
         self.added: set[str] = set()
         self._shape = {name: w.shape for name, w in weights.items()}
         self._known = {id(w): (name, slice(0, w.shape[0] if w.ndim else 1), w)
@@ -73,41 +84,60 @@ class Tape(TorchFunctionMode):
                 return _entered(func)(*args, **kwargs)
         value = func(*args, **kwargs)
         seen = [t for t in _tensors(args, kwargs) if id(t) in self._known]
-        if seen:
-            self._note(func, args, kwargs, value, seen)
+        if seen and func in _RULES:
+            self._note_use(_RULES[func](func, args, kwargs, value), value, seen)
+        elif seen:
+            self._note_views(value, seen)
         return value
 
-    def _note(
-        self, func: Any, args: Any, kwargs: dict[str, Any], value: Any, seen: list[Tensor]
-    ) -> None:
-        rule = _RULES.get(func)
-        if rule is not None:
-            weight, bias, use = rule(func, args, kwargs, value)
-            if weight is not None and id(weight) in self._known:
-                name, rows, _ = self._known[id(weight)]
-                if use is None:
-                    self.unknown.add(name)
-                elif use["kind"] in ("matmul", "transposed"):  # channels are on axis 1
-                    if rows != slice(0, self._shape[name][0]):
-                        self.unknown.add(name)
-                    every = slice(0, self._shape[name][1] * use.get("groups", 1))
-                    self.uses.append(Use(name, y=value, rows=every, **use))
-                else:
-                    self.uses.append(Use(name, y=value, rows=rows, **use))
-            if bias is not None and id(bias) in self._known:
-                self.added.add(self._known[id(bias)][0])
-            others = [t for t in seen if t is not weight and t is not bias]
-            self.unknown.update(self._known[id(t)][0] for t in others)
-            return
-        results = [t for t in _tensors((value,), {}) if t.is_floating_point()]
+    @property
+    def unknown(self) -> set[str]:
+        """Weights that do more than their uses tell, or whose uses count channels differently."""
+        found = set(self._other)
+        first: dict[str, Use] = {}
+        for use in self.uses:
+            same = first.setdefault(use.weight, use).across == use.across
+            if not same or use.weight in self.added:
+                found.add(use.weight)
+        return found
+
+    def _note_use(self, found: Found, value: Tensor, seen: list[Tensor]) -> None:
+        weight, bias, use = found
+        if weight is not None and id(weight) in self._known:
+            name, rows, _ = self._known[id(weight)]
+            if use is None:
+                self._other.add(name)
+            elif use["kind"] in ("matmul", "transposed"):  # channels are on axis 1
+                if rows != slice(0, self._shape[name][0]):
+                    self._other.add(name)
+                rows = slice(0, self._shape[name][1] * use.get("groups", 1))
+            if use is not None:
+                at, version = edge(value), use["x"]._version
+                self.uses.append(Use(name, y=value, at=at, version=version, rows=rows, **use))
+        if bias is not None and id(bias) in self._known:
+            self.added.add(self._known[id(bias)][0])
+        taken = [id(weight), id(bias)]  # once each: a weight may be its own input
+        for t in seen:
+            if id(t) in taken:
+                taken.remove(id(t))
+            else:
+                self._other.add(self._known[id(t)][0])
+
+    def _note_views(self, value: Any, seen: list[Tensor]) -> None:
+        results = [t for t in _tensors((value,), {}) if t.requires_grad]  # w.detach() is no weight
         for result in results:
             for source in seen:
                 name, rows, _ = self._known[id(source)]
                 part = _row_slice(source, rows, result)
                 if part is None:
-                    self.unknown.add(name)
+                    self._other.add(name)
                 elif id(result) not in self._known:
                     self._known[id(result)] = (name, part, result)
+
+
+def edge(t: Tensor) -> GradientEdge | None:
+    """Where the graph computes `t` as it is now; None if it does not."""
+    return get_gradient_edge(t) if t.requires_grad else None
 
 
 def _entered(func: types.FunctionType) -> Callable[..., Any]:
@@ -206,7 +236,8 @@ def _transposed(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
 
 def _linear(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
     a = _bound(("input", "weight", "bias"), args, kwargs)
-    return a["weight"], a["bias"], {"kind": "linear", "x": a["input"], "channel": -1}
+    use = {"kind": "linear", "x": a["input"], "channel": -1}
+    return a["weight"], a["bias"], use if a["weight"].ndim == 2 else None
 
 
 def _addmm(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
@@ -241,8 +272,8 @@ def _normalized(*names: str, channel: int, reset: tuple[str, ...]) -> Callable[.
     def rule(func: Any, args: Any, kwargs: Any, value: Tensor) -> Found:
         a = _bound(names, args, kwargs)
         w = a.get("weight")
-        if w is None:
-            return None, a["bias"], None
+        if w is None or w.ndim != 1:  # over several axes: its channels are not one of y's
+            return w, a["bias"], None
         changed = a | dict.fromkeys(reset) | {"input": a["input"].detach()}
         with torch.no_grad():
             x = func(*[changed[n] for n in names if n in changed])

@@ -13,6 +13,7 @@ from bitwright.curvature.losses import OutputHessian
 from bitwright.curvature.row_squares import row_squares
 from bitwright.curvature.selection import Plan, Units
 from bitwright.curvature.subjects import Pass, Subject, gradients
+from bitwright.curvature.tape import edge
 from bitwright.errors import BitwrightError
 
 #: rows times directions whose gradients are held at once
@@ -119,7 +120,7 @@ def squares(
             for i in range(n):
                 only = torch.zeros_like(direction)
                 only[i] = direction[i]
-                (gradient,) = gradients(passed.outputs, [leaf], only, keep=True)
+                (gradient,) = gradients(passed.outputs, [edge(leaf)], only, keep=True)
                 if gradient is not None:
                     row = gradient.reshape(place.stop - place.start, -1)
                     result[k][i, place] = row.square().sum(1).to(result)
@@ -136,8 +137,8 @@ def _add(
 ) -> None:
     """Fill `result` [directions, m, C]; the graph is kept for others or freed."""
     n = len(passed.outputs)
-    watched = [use.use.y for uses in passed.uses.values() for use in uses]
-    watched += [t for t, _, _ in passed.edges.values()]
+    watched = [use.use.at for uses in passed.uses.values() for use in uses]
+    watched += [edge(t) for t, _, _ in passed.edges.values()]
     found = [
         gradients(passed.outputs, watched, d, keep=keep or k + 1 < len(directions))
         for k, d in enumerate(directions)
@@ -146,8 +147,6 @@ def _add(
     for name, uses in passed.uses.items():
         some = [g[place : place + len(uses)] for g in found]
         place += len(uses)
-        if name in passed.loose:
-            continue
         for k, s in enumerate(row_squares(weights[name], uses, some)):
             if s is not None:
                 result[k][:, columns[f"layer:{name}"]] = s.detach()
