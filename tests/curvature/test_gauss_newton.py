@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import bitwright
 from bitwright.curvature import Sensitivity, divergence, gauss_newton
 from bitwright.curvature.losses import OutputHessian, leading_directions, output_hessian
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, join, run
+from mutants import mutated
 from small import Fn
 
 Rows = tuple[int, ...]
@@ -293,6 +295,31 @@ def test_visited_by_chance_all_is_within_four_errors_and_cheap():
         assert 0.4 < ratio < 1.5, (name, ratio)
         biased = values * 1.1 - true  # a wrong normalization is seen
         assert np.abs(biased.mean(0) / (values.std(0, ddof=1) / math.sqrt(40))).max() > 4
+
+
+def rests_in_errors(tolerance: float) -> np.ndarray:
+    """Errors in standard errors where all of three classes' samples are visited, over ten seeds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    x = torch.randn(9, 4).double()
+    exact = bitwright.traces(model, x, tolerance=0, edges=False)
+    off = []
+    for seed in range(10):
+        found = bitwright.traces(model, x, tolerance=tolerance, edges=False, seed=seed)
+        for name, e in found.layers.items():
+            true = exact.layers[name].value
+            off.append(np.abs(e.value - true) / (e.stderr_probe + 1e-9 * true.max()))
+    return np.concatenate(off)
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 0.001])
+def test_a_rest_of_one_direction_is_known_but_for_its_sign(tolerance: float):
+    """Signs drawn in another basis than the eigenvectors' have a variance that no error told."""
+    assert rests_in_errors(tolerance).max() <= 4
+    basis = "basis = spectrum.vectors[some]"
+    own = "(torch.arange(known) < plan.own[some][:, None])[:, None]"
+    with mutated("curvature.visits", f"{basis}\n", f"{basis} * {own}\n"):
+        assert rests_in_errors(tolerance).max() > 10
 
 
 def test_more_effort_brings_channels_within_the_tolerance():

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitwright.curvature import divergence
-from bitwright.curvature.batches import pieces, read
+from bitwright.curvature.batches import Batch, pieces, read
 from bitwright.curvature.losses import flatten, form, known, output_hessian
 from bitwright.curvature.modules import ModuleSubject
 from bitwright.errors import BitwrightError
 
 Vectors = Mapping[str, Tensor]
+#: by sources: the leaves and the loss's gradient at them, its graph alive
+Graphs = dict[tuple[str, ...], tuple[dict[str, Tensor], dict[str, Tensor | None]]]
 
 
 class Hessian:
@@ -103,35 +105,36 @@ class Hessian:
         return value * (len(outputs) / self._total)
 
     def products(
-        self, vectors: Sequence[Vectors], only: Sequence[str] | None = None
+        self,
+        vectors: Sequence[Vectors],
+        only: Sequence[str] | None = None,
+        kept: Graphs | None = None,
     ) -> list[dict[str, Tensor]]:
         """H z for each z: name -> float64 tensor of the weight's shape.
 
         Args:
             vectors: each a mapping from weights to tensors of their shapes; absent ones are zero.
             only: weights whose part of the products is wanted; all without.
+            kept: where the gradient's graph stays for the next call, if the data is one pass.
         """
         wanted = list(self.weights) if only is None else list(only)
         found = [{n: torch.zeros_like(self.weights[n], dtype=torch.float64) for n in wanted}
                  for _ in vectors]  # fmt: skip
-        for _, k, part in self.parts(vectors, wanted):
+        for _, k, part in self.parts(vectors, wanted, kept):
             for n, p in part.items():
                 found[k][n] += p.double()
         return found
 
     def parts(
-        self, vectors: Sequence[Vectors], wanted: Sequence[str]
+        self, vectors: Sequence[Vectors], wanted: Sequence[str], kept: Graphs | None = None
     ) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         """What each pass adds to each product: (number of the pass, of the vector, tensors)."""
-        sources = sorted({n for z in vectors for n in z} | set(wanted))
+        sources = tuple(sorted({n for z in vectors for n in z} | set(wanted)))
         for number, batch in enumerate(pieces(self._subject.batches, self._chunk)):
-            leaves = {n: self.weights[n].detach().requires_grad_(True) for n in sources}
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                outputs = self._subject.outputs(batch, leaves)
-                value = self._value(outputs, outputs.detach(), batch.targets)
-                at = [leaves[n] for n in sources]
-                gradients = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
-                slope = dict(zip(sources, gradients, strict=True))
+                leaves, slope = (kept or {}).get(sources) or self._gradient(batch, sources)
+                if kept is not None and self.passes == 1:
+                    kept[sources] = leaves, slope
                 for k, z in enumerate(vectors):
                     pairs = [(slope[n], v) for n, v in z.items()]
                     live = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
@@ -146,6 +149,17 @@ class Hessian:
                     )
                     found = zip(wanted, products, strict=True)
                     yield number, k, {n: p.detach() for n, p in found if p is not None}
+
+    def _gradient(
+        self, batch: Batch, sources: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """Leaves in place of the weights `sources`, and the gradient of a chunk's share."""
+        leaves = {n: self.weights[n].detach().requires_grad_(True) for n in sources}
+        outputs = self._subject.outputs(batch, leaves)
+        value = self._value(outputs, outputs.detach(), batch.targets)
+        at = [leaves[n] for n in sources]
+        gradients = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
+        return leaves, dict(zip(sources, gradients, strict=True))
 
     @property
     def passes(self) -> int:

@@ -7,7 +7,8 @@ divided by it (Horvitz and Thompson, JASA 47, 1952). Both sums are unbiased:
     Σ t ≈ Σ (own + rest/π),   Var = Σ (1 − π)/π² rest² + Σ σ²/π ,
 
 σ² the variance of a rest's estimate over random signs: measured where it was drawn twice or more,
-else bounded by `rest² 2ρ/(1 + 2ρ)`, `ρ = 1 − Tr Λ²/(Tr Λ)²` of what is left.
+else bounded by `rest² 2ρ/(1 + 2ρ)`, `ρ = 1 − Σ λ²/r²` with the known eigenvalues λ of what is left
+and its trace r: signs along few directions have few ways to differ.
 """
 
 from __future__ import annotations

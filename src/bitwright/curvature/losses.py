@@ -52,17 +52,13 @@ class Block:
         """Of some of the rows."""
         return Block(None if self.logits is None else self.logits[rows], self.scale[rows])
 
-    def spread(self) -> tuple[Tensor, Tensor]:
-        """Tr Λ and Tr Λ² of each row, float64 [n]."""
+    def trace(self) -> Tensor:
+        """Tr Λ of each row, float64 [n]."""
         scale = self.scale.double()
         if self.logits is None:
-            return scale.sum((1, 2)), scale.square().sum((1, 2))
+            return scale.sum((1, 2))
         p = self.logits.double().softmax(-1)
-        square = p.square().sum(-1)
-        trace = scale[..., 0] * (1 - square)
-        # Tr (D − ppᵀ)² = Σp² − 2Σp³ + (Σp²)²
-        squares = scale[..., 0].square() * (square - 2 * p.pow(3).sum(-1) + square.square())
-        return trace.clamp(min=0).sum(1), squares.clamp(min=0).sum(1)
+        return (scale[..., 0] * (1 - p.square().sum(-1))).clamp(min=0).sum(1)
 
     def leading(self, count: int) -> tuple[Tensor, Tensor]:
         """Leading eigenvalues [n, k] and eigenvectors [n, P·C, k], float64, k = min(count, rank).
@@ -143,11 +139,7 @@ class OutputHessian:
 
     def trace(self) -> Tensor:
         """Tr Λ of each row, float64 [n]."""
-        return torch.stack([b.spread()[0] for b in self.blocks]).sum(0)
-
-    def squares(self) -> Tensor:
-        """Tr Λ² of each row, float64 [n]."""
-        return torch.stack([b.spread()[1] for b in self.blocks]).sum(0)
+        return torch.stack([b.trace() for b in self.blocks]).sum(0)
 
     def leading(self, count: int) -> tuple[Tensor, Tensor]:
         """Leading eigenvalues [n, k], falling, and eigenvectors [n, K, k] in all outputs."""

@@ -27,12 +27,11 @@ class Spectrum:
     """Of every sample's Λ.
 
     Attributes:
-        trace, squares: Tr Λ and Tr Λ², float64 [n].
+        trace: Tr Λ, float64 [n].
         values: leading eigenvalues [n, k], falling; vectors: [n, K, k], or None for k = 0.
     """
 
     trace: Tensor
-    squares: Tensor
     values: Tensor
     vectors: Tensor | None
 
@@ -43,12 +42,11 @@ class Spectrum:
         vectors = None
         if count and hessian.rows:
             values, vectors = hessian.leading(count)
-        return cls(hessian.trace(), hessian.squares(), values, vectors)
+        return cls(hessian.trace(), values, vectors)
 
     def everywhere(self, group: Group) -> Spectrum:
         """Of the samples of all processes, without vectors."""
-        trace, squares, values = map(group.joined, (self.trace, self.squares, self.values))
-        return Spectrum(trace, squares, values, None)
+        return Spectrum(group.joined(self.trace), group.joined(self.values), None)
 
     def floor(self, spared: float) -> float:
         """The largest of the smallest eigenvalues that together hold a share `spared`."""
@@ -57,12 +55,12 @@ class Spectrum:
         return float(values[left_out - 1]) if left_out else 0.0
 
     def left(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Trace and trace of the square of what `own` [n] eigenvectors leave."""
+        """Trace of what `own` [n] eigenvectors leave, and the known part of its square's trace."""
         mask = torch.arange(self.values.shape[1]) < own[:, None]
         held = self.values * mask
         rest = (self.trace - held.sum(1)).clamp(min=0)
         rest = torch.where(rest < 1e-12 * self.trace, torch.zeros_like(rest), rest)
-        return rest, (self.squares - held.square().sum(1)).clamp(min=0)
+        return rest, (self.values * ~mask).square().sum(1)
 
     def density(self, tolerance: float, least: int) -> float:
         """c at which a channel whose curvature goes with Tr Λ has a third of the tolerance."""
@@ -142,7 +140,8 @@ class Plan:
     Attributes:
         spectrum: of all samples; density: c.
         own: eigenvectors visited [n]; draws: random directions in the rest, 0 if not drawn [n].
-        chance: π [n], 1 where nothing is left; mixing: ρ of what is left [n].
+        chance: π [n], 1 where nothing is left; mixing: ρ of what is left [n], 0 where it is a
+            single known direction, whose sign does not matter.
     """
 
     spectrum: Spectrum

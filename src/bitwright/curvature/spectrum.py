@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.hessian import Graphs, Hessian
 
 Product = Callable[[Tensor], Tensor]
 
@@ -85,25 +85,30 @@ def top_eigenvalues(
 
 
 def block(hessian: Hessian, name: str) -> Product:
-    """The product with one weight's diagonal block, on flat float64 vectors."""
+    """The product with one weight's diagonal block, on flat float64 vectors.
+
+    It holds the gradient's graph where the data is one pass, for all its products.
+    """
     weight = hessian.weights[name]
+    kept: Graphs = {}
 
     def product(v: Tensor) -> Tensor:
         z = v.reshape(weight.shape)
-        return hessian.products([{name: z}], [name])[0][name].flatten()
+        return hessian.products([{name: z}], [name], kept)[0][name].flatten()
 
     return product
 
 
 def whole(hessian: Hessian) -> tuple[Product, int]:
-    """The product in all weights together, flat, and their number."""
+    """The product in all weights together, flat, and their number; graphs as in :func:`block`."""
+    kept: Graphs = {}
     sizes = [w.numel() for w in hessian.weights.values()]
 
     def product(v: Tensor) -> Tensor:
         parts = v.split(sizes)
         z = {n: p.reshape(w.shape)
              for (n, w), p in zip(hessian.weights.items(), parts, strict=True)}  # fmt: skip
-        found = hessian.products([z])[0]
+        found = hessian.products([z], kept=kept)[0]
         return torch.cat([found[n].flatten() for n in hessian.weights])
 
     return product, sum(sizes)

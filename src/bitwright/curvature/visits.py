@@ -59,7 +59,11 @@ def visit(
 def _direction(
     hessian: OutputHessian, plan: Plan, rows: Tensor, kind: Tensor, seed: tuple[int, int]
 ) -> Tensor:
-    """Each row's direction [m, K]: `√λ_k v_k` below its own, else random in what they leave."""
+    """Each row's direction [m, K]: `√λ_k v_k` below its own, else random in what they leave.
+
+    Signs are drawn along the eigenvectors where these are known, and along the columns of S in
+    their complement: a rest of one direction has no variance, one of few has little.
+    """
     spectrum = plan.spectrum
     own = kind < plan.own[rows]
     found = torch.zeros(len(rows), hessian.numbers, dtype=torch.float64)
@@ -69,16 +73,18 @@ def _direction(
         found[own] = spectrum.vectors[some, :, k] * spectrum.values[some, k, None].sqrt()
     if not bool(own.all()):
         some = rows[~own]
+        known = spectrum.values.shape[1]
         signs = torch.stack(
-            [_signs(hessian.numbers, seed[0], seed[1] + int(r), int(k))
+            [_signs(hessian.numbers + known, seed[0], seed[1] + int(r), int(k))
              for r, k in zip(some, kind[~own], strict=True)]
         )  # fmt: skip
-        drawn = hessian.take(some).random(signs).double()
+        drawn = hessian.take(some).random(signs[:, known:]).double()
         if spectrum.vectors is not None:
-            most = int(plan.own[some].max())
-            mask = torch.arange(most) < plan.own[some][:, None]
-            basis = spectrum.vectors[some][..., :most] * mask[:, None]
+            basis = spectrum.vectors[some]
             drawn = drawn - (basis @ (basis.mT @ drawn[..., None]))[..., 0]
+            rest = torch.arange(known) >= plan.own[some][:, None]
+            along = signs[:, :known] * spectrum.values[some].sqrt() * rest
+            drawn = drawn + (basis @ along[..., None])[..., 0]
         found[~own] = drawn
     return found
 

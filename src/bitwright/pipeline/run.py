@@ -133,12 +133,13 @@ class Run:
 
     @cached_property
     def base_key(self) -> str:
-        """What everything depends on: weights, data, seed, what is quantized."""
+        """What everything depends on: weights, forward pass, data, seed, what is quantized."""
         s = self.settings
         floats = sorted(k for k, v in s.overrides.items() if v == "float")
         return make_key(
             _VERSION,
             fingerprint(self.task),
+            _computation(self.network),
             s.seed,
             s.device,
             s.skip,
@@ -538,6 +539,18 @@ class Run:
 
 #: rows the ranges of activations are taken from
 CALIBRATION_ROWS = 512
+
+
+def _computation(network: Network) -> str:
+    """The forward pass: the same weights under another activation are another network.
+
+    With the tensors that it makes itself; parameters and buffers are in the fingerprint.
+    """
+    module = network.module
+    known = {*dict(module.named_parameters()), *dict(module.named_buffers())}
+    read = [n.target for n in module.graph.nodes if n.op == "get_attr"]
+    constants = [network.tensor(name).tolist() for name in read if name not in known]
+    return make_key(module.code, *constants)
 
 
 def _read_plan(path: Path, problem: Problem) -> Plan:
