@@ -158,13 +158,16 @@ class ModuleSubject:
             return t.detach().requires_grad_(True) if watched and t.is_floating_point() else t
 
         inputs = tree_map(place, batch.inputs)
+        places = list(_places(self.model))
+        given = {id(self.parameters[n]): t for n, t in state.items()}
         # running statistics in training mode must not be changed
-        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        new = given | {id(b): b.clone() for b in self.model.buffers()}
+        held = {name: new[id(t)] for name, t in places if id(t) in new}
         args = (
             inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         )
         kwargs = inputs if isinstance(inputs, dict) else {}
-        return functional_call(self.model, {**state, **buffers}, args, kwargs)
+        return functional_call(self.model, held, args, kwargs, tie_weights=False)
 
     # ---------------------------------------------------------------- heads
 
@@ -197,3 +200,14 @@ class ModuleSubject:
                 "loss sees, or give a loss for each (a dict or a list)"
             )
         return {None: leaves[0]}
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every place of every parameter and buffer: tied ones have several, a shared module's one.
+
+    `functional_call` itself names a shared module's twice, and then does not restore them.
+    """
+    for path, module in model.named_modules():
+        for key, t in (*module._parameters.items(), *module._buffers.items()):
+            if t is not None:
+                yield f"{path}.{key}".lstrip("."), t
