@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bitwright.curvature import divergence
+from bitwright.curvature import divergence, processes
 from bitwright.curvature.batches import pieces, read
 from bitwright.curvature.losses import known, output_hessian
 from bitwright.curvature.modules import ModuleSubject
@@ -27,6 +27,9 @@ Vectors = Mapping[str, Tensor]
 class Hessian:
     """H of the loss's mean over all data, in the weights of a module.
 
+    In a `torch.distributed` group, each process has its part of the data, and products are those of
+    the whole; all must ask for the same ones.
+
     Args:
         model, data: as for :func:`bitwright.traces`.
         loss: as there; or any function of (outputs, targets) that gives a mean over rows.
@@ -35,6 +38,7 @@ class Hessian:
 
     Attributes:
         weights: name -> weight, those that :func:`bitwright.traces` measures.
+        rows: of all processes.
         channels: name -> number of its output channels.
 
     Raises:
@@ -57,7 +61,7 @@ class Hessian:
         self._loss, self._axis, self._chunk = loss, class_axis, chunk
         subject = self._subject
         self.weights = {n: subject.parameters[n].detach() for n in subject.weights}
-        self.rows = subject.rows
+        self.rows = int(processes.group().total(torch.tensor(subject.rows)))
         self.channels = {n: subject.channels[f"layer:{n}"] for n in self.weights}
         self._total = self._divisor()
 
@@ -73,7 +77,7 @@ class Hessian:
                 outputs = self._subject.outputs(batch)
                 found = output_hessian(self._loss, outputs, batch.targets, self._axis)
                 total += found.total * batch.rows
-        return total
+        return float(processes.group().total(torch.tensor(total, dtype=torch.float64)))
 
     def _value(self, outputs: Tensor, reference: Tensor, targets: Any) -> Tensor:
         """A chunk's share of the loss."""
@@ -105,12 +109,13 @@ class Hessian:
         for _, k, part in self.parts(vectors, wanted):
             for n, p in part.items():
                 found[k][n] += p.double()
-        return found
+        group = processes.group()
+        return [{n: group.total(p).to(p.device) for n, p in each.items()} for each in found]
 
     def parts(
         self, vectors: Sequence[Vectors], wanted: Sequence[str]
     ) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-        """What each pass adds to each product: (number of the pass, of the vector, tensors)."""
+        """What each pass of this process adds: (number of the pass, of the vector, tensors)."""
         sources = sorted({n for z in vectors for n in z} | set(wanted))
         for number, batch in enumerate(pieces(self._subject.batches, self._chunk)):
             leaves = {n: self.weights[n].detach().requires_grad_(True) for n in sources}
@@ -137,7 +142,7 @@ class Hessian:
 
     @property
     def passes(self) -> int:
-        """Passes over the data, of `chunk` rows at most."""
+        """Passes over this process's data, of `chunk` rows at most."""
         return sum(-(-b.rows // self._chunk) for b in self._subject.batches)
 
     def by_channel(self, name: str, products: Tensor) -> Tensor:
