@@ -3,6 +3,7 @@
 from bitwright.curvature.estimate import Estimate, Sensitivity, load, make_key, save
 from bitwright.curvature.gauss_newton import gauss_newton
 from bitwright.curvature.hutchinson import hutchinson
+from bitwright.curvature.shards import whole
 from bitwright.curvature.traces import traces
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "make_key",
     "save",
     "traces",
+    "whole",
 ]

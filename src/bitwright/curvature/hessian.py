@@ -42,7 +42,8 @@ class Hessian:
         channels: name -> number of its output channels.
 
     Raises:
-        BitwrightError: a model that answers differently when asked again; data that does not fit.
+        BitwrightError: a model that answers differently when asked again; data that does not fit; a
+            sharded model outside of :func:`bitwright.curvature.whole`.
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bitwright.curvature import processes
 from bitwright.curvature.estimate import Estimate, Sensitivity
 from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.shards import whole
 
 BLOCKS = ("joint", "layer", "channel")
 #: products on one gradient's graph before the stopping rule is asked
@@ -73,23 +74,24 @@ def hutchinson(
         raise ValueError(f"probes must be at least 2 for a standard error, got {probes}")
     if blocks not in BLOCKS:
         raise ValueError(f"blocks {blocks!r} is unknown; use one of {', '.join(BLOCKS)}")
-    hessian = Hessian(model, data, loss, class_axis=class_axis, select=select, chunk=chunk)
-    group = processes.group()
-    passes = int(group.total(torch.tensor(hessian.passes)))
-    generator = torch.Generator().manual_seed(seed)
-    table = {n: torch.zeros(0, passes, c, dtype=torch.float64)
-             for n, c in hessian.channels.items()}  # fmt: skip
-    spent = 0
-    while True:
-        count = min(_ROUND, probes - spent)
-        for name, mine in _round(hessian, blocks, count, generator):
-            table[name] = torch.cat([table[name], torch.cat(group.gathered(mine), 1)])
-        spent += count
-        if progress:
-            progress(spent / probes)
-        beyond = sum(_relative_error(t) > tolerance for t in table.values())
-        if spent >= probes or (spent >= least and not beyond):
-            break
+    with whole(model):
+        hessian = Hessian(model, data, loss, class_axis=class_axis, select=select, chunk=chunk)
+        group = processes.group()
+        passes = int(group.total(torch.tensor(hessian.passes)))
+        generator = torch.Generator().manual_seed(seed)
+        table = {n: torch.zeros(0, passes, c, dtype=torch.float64)
+                 for n, c in hessian.channels.items()}  # fmt: skip
+        spent = 0
+        while True:
+            count = min(_ROUND, probes - spent)
+            for name, mine in _round(hessian, blocks, count, generator):
+                table[name] = torch.cat([table[name], torch.cat(group.gathered(mine), 1)])
+            spent += count
+            if progress:
+                progress(spent / probes)
+            beyond = sum(_relative_error(t) > tolerance for t in table.values())
+            if spent >= probes or (spent >= least and not beyond):
+                break
     if progress and spent < probes:
         progress(1.0)
     return Sensitivity(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bitwright.curvature import processes
+from bitwright.curvature import processes, shards
 from bitwright.curvature.batches import Batch, pieces
 from bitwright.curvature.layout import Layout
 from bitwright.curvature.losses import Block, OutputHessian, flatten, form, output_hessian
@@ -47,6 +47,12 @@ class ModuleSubject:
         self.model, self.batches, self.loss = model, batches, loss
         self.class_axis, self.select, self.with_edges = class_axis, select, with_edges
         self.parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+        for name, p in model.named_parameters():
+            if shards.is_sharded(p):
+                raise BitwrightError(
+                    f"parameter {name!r} is a DTensor; measure within "
+                    "`with bitwright.curvature.whole(model):`"
+                )
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         ends = torch.tensor([0, *[b.rows for b in batches]]).cumsum(0)
         self.starts = ends[:-1]
@@ -167,7 +173,15 @@ class ModuleSubject:
             inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         )
         kwargs = inputs if isinstance(inputs, dict) else {}
-        return functional_call(self.model, held, args, kwargs, tie_weights=False)
+        value = functional_call(self.model, held, args, kwargs, tie_weights=False)
+        for name, t in places:  # what the pass has left is in `held` now
+            if id(t) in given and held[name] is not given[id(t)]:
+                raise BitwrightError(
+                    f"the forward pass puts another tensor in the place of parameter {name!r}, so "
+                    "its curvature cannot be seen (does it gather shards?); measure a plain copy "
+                    "of the model"
+                )
+        return value
 
     # ---------------------------------------------------------------- heads
 
