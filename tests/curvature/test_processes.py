@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 import bitwright
 from bitwright import curvature
 from bitwright.curvature import processes
+from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.spectrum import top_eigenvalues
 
 LOSS = nn.CrossEntropyLoss(torch.tensor([1.0, 6.0, 0.3]).double(), ignore_index=-1)
 CASES: dict[str, tuple[Any, dict[str, float]]] = {
@@ -45,6 +48,21 @@ def flat(found: bitwright.Sensitivity) -> np.ndarray:
     )  # fmt: skip
 
 
+def row_mean(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs, targets.clamp(min=0))
+
+
+PRODUCTS = {"products, kl": "kl", "products, weighted": LOSS, "products, any": row_mean}
+
+
+def products(loss: Any, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Hutchinson's traces, whose passes are the same in two processes, and eigenvalues."""
+    model, x, y = made("")
+    data = x[rows] if loss == "kl" else (x[rows], y[rows])
+    drawn = curvature.hutchinson(model, data, loss, blocks="layer", probes=9, chunk=3)
+    return flat(drawn), np.array([*top_eigenvalues(Hessian(model, data, loss)).values()])
+
+
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
@@ -54,6 +72,8 @@ def worker(rank: int, folder: str) -> None:
         data = (x[rows], y[rows]) if loss is LOSS else x[rows]
         found = bitwright.traces(model, data, loss, chunk=2, **options)
         np.savez(f"{folder}/{case} {rank}.npz", flat(found), str(found.details))
+    for case, loss in PRODUCTS.items():
+        np.savez(f"{folder}/{case} {rank}.npz", *products(loss, rows))
     dist.destroy_process_group()
 
 
@@ -78,6 +98,16 @@ def test_two_processes_agree_with_one(case: str, folder: Path):
     assert one.details["backward_rows"] > 0
     part = flat(bitwright.traces(model, (x[:3], y[:3]) if loss is LOSS else x[:3], loss, **options))
     assert not np.allclose(part[0], whole[0], rtol=1e-3)  # a part is not the whole
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_products_of_two_processes_agree_with_one(case: str, folder: Path):
+    files = [np.load(folder / f"{case} {rank}.npz") for rank in range(2)]
+    one, part = products(PRODUCTS[case], slice(0, 11)), products(PRODUCTS[case], slice(0, 3))
+    for key, whole, some in zip(("arr_0", "arr_1"), one, part, strict=True):
+        assert (files[0][key] == files[1][key]).all()
+        np.testing.assert_allclose(files[0][key], whole, rtol=1e-9, atol=1e-12 * whole.max())
+        assert not np.allclose(some, whole, rtol=1e-3)
 
 
 def test_alone_a_group_is_this_process():

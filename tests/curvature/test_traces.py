@@ -487,6 +487,21 @@ def test_an_offset_without_a_scale_is_used():
     assert (found.layers.keys(), found.details["unused"]) == ({"head"}, "")
 
 
+def test_the_model_keeps_its_own_tensors():
+    """Those of a module in two places, of two modules, and buffers as well."""
+    torch.manual_seed(0)
+    twice, norm, tied = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+    model = nn.Sequential(twice, norm, twice, norm, nn.Tanh(), tied, nn.Linear(4, 4))
+    model[6].weight = tied.weight
+    model.double().eval()
+    before = [*model.parameters(), *model.buffers()]
+    found = bitwright.traces(model, image(5, 4), tolerance=0)
+    assert found.layers.keys() == {"0", "1", "5"} and not found.details["unused"]
+    after = [*model.parameters(), *model.buffers()]
+    assert all(a is b for a, b in zip(before, after, strict=True))
+    assert model[2].weight is twice.weight and model[6].weight is tied.weight
+
+
 # ------------------------------------------------------------------------------- refusals
 
 

@@ -4,6 +4,7 @@ from bitwright.curvature.compare import compare
 from bitwright.curvature.estimate import Estimate, Sensitivity, load, make_key, save
 from bitwright.curvature.gauss_newton import gauss_newton
 from bitwright.curvature.hutchinson import hutchinson
+from bitwright.curvature.shards import unsharded
 from bitwright.curvature.traces import traces
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "make_key",
     "save",
     "traces",
+    "unsharded",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bitwright.curvature import divergence
+from bitwright.curvature import divergence, processes
 from bitwright.curvature.batches import Batch, pieces, read
 from bitwright.curvature.losses import flatten, form, known, output_hessian
 from bitwright.curvature.modules import ModuleSubject
@@ -31,6 +31,9 @@ Graphs = dict[tuple[str, ...], tuple[dict[str, Tensor], dict[str, Tensor | None]
 class Hessian:
     """H of the loss's mean over all data, in the weights of a module.
 
+    In a `torch.distributed` group, each process has its part of the data, and products are those of
+    the whole; all must ask for the same ones.
+
     Args:
         model, data: as for :func:`bitwright.traces`.
         loss: as there; or any function of (outputs, targets) that gives a mean over rows.
@@ -40,11 +43,13 @@ class Hessian:
 
     Attributes:
         weights: name -> weight, those that :func:`bitwright.traces` measures.
+        rows: of all processes.
         channels: name -> number of its output channels.
 
     Raises:
         BitwrightError: a model that answers differently when asked again; data that does not fit;
-            a Gauss-Newton matrix of a loss that has none.
+            a Gauss-Newton matrix of a loss that has none; a sharded model outside of
+            :func:`bitwright.curvature.unsharded`.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Hessian:
         self._loss, self._axis, self._chunk = loss, class_axis, chunk
         subject = self._subject
         self.weights = {n: subject.parameters[n].detach() for n in subject.weights}
-        self.rows = subject.rows
+        self.rows = int(processes.group().total(torch.tensor(subject.rows)))
         self.channels = {n: subject.channels[f"layer:{n}"] for n in self.weights}
         self._total = self._divisor()
 
@@ -83,7 +88,7 @@ class Hessian:
                 outputs = self._subject.outputs(batch)
                 _, each = output_hessian(self._loss, outputs, batch.targets, self._axis)
                 total += each * batch.rows
-        return total
+        return float(processes.group().total(torch.tensor(total, dtype=torch.float64)))
 
     def _value(self, outputs: Tensor, reference: Tensor, targets: Any) -> Tensor:
         """A chunk's share of the loss, or of the quadratic with its Gauss-Newton matrix."""
@@ -123,12 +128,13 @@ class Hessian:
         for _, k, part in self.parts(vectors, wanted, kept):
             for n, p in part.items():
                 found[k][n] += p.double()
-        return found
+        group = processes.group()
+        return [{n: group.total(p).to(p.device) for n, p in each.items()} for each in found]
 
     def parts(
         self, vectors: Sequence[Vectors], wanted: Sequence[str], kept: Graphs | None = None
     ) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-        """What each pass adds to each product: (number of the pass, of the vector, tensors)."""
+        """What each pass of this process adds: (number of the pass, of the vector, tensors)."""
         sources = tuple(sorted({n for z in vectors for n in z} | set(wanted)))
         for number, batch in enumerate(pieces(self._subject.batches, self._chunk)):
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -163,7 +169,7 @@ class Hessian:
 
     @property
     def passes(self) -> int:
-        """Passes over the data, of `chunk` rows at most."""
+        """Passes over this process's data, of `chunk` rows at most."""
         return sum(-(-b.rows // self._chunk) for b in self._subject.batches)
 
     def by_channel(self, name: str, products: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitwright.curvature import processes
 from bitwright.curvature.estimate import Estimate, Sensitivity
 from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.shards import unsharded
 
 BLOCKS = ("joint", "layer", "channel")
 #: products on one gradient's graph before the stopping rule is asked
@@ -46,7 +48,8 @@ def hutchinson(
     """Traces per output channel of the Hessian of the loss's mean.
 
     Args:
-        model, data, class_axis, select: as for :func:`bitwright.traces`.
+        model, data, class_axis, select: as for :func:`bitwright.traces`; in a `torch.distributed`
+            group, all processes draw the same probes and get the numbers of everybody's data.
         loss: as there, or any function of (outputs, targets) that gives a mean over rows.
         blocks: `joint` probes, or probes that are zero outside a `layer` or a `channel`.
         tolerance: stop when every layer's `stderr / |mean|` of the total trace is at most this.
@@ -71,21 +74,24 @@ def hutchinson(
         raise ValueError(f"probes must be at least 2 for a standard error, got {probes}")
     if blocks not in BLOCKS:
         raise ValueError(f"blocks {blocks!r} is unknown; use one of {', '.join(BLOCKS)}")
-    hessian = Hessian(model, data, loss, class_axis=class_axis, select=select, chunk=chunk)
-    generator = torch.Generator().manual_seed(seed)
-    table = {n: torch.zeros(0, hessian.passes, c, dtype=torch.float64)
-             for n, c in hessian.channels.items()}  # fmt: skip
-    spent = 0
-    while True:
-        count = min(_ROUND, probes - spent)
-        for name, more in _round(hessian, blocks, count, generator):
-            table[name] = torch.cat([table[name], more])
-        spent += count
-        if progress:
-            progress(spent / probes)
-        beyond = sum(_relative_error(t) > tolerance for t in table.values())
-        if spent >= probes or (spent >= least and not beyond):
-            break
+    with unsharded(model):
+        hessian = Hessian(model, data, loss, class_axis=class_axis, select=select, chunk=chunk)
+        group = processes.group()
+        passes = int(group.total(torch.tensor(hessian.passes)))
+        generator = torch.Generator().manual_seed(seed)
+        table = {n: torch.zeros(0, passes, c, dtype=torch.float64)
+                 for n, c in hessian.channels.items()}  # fmt: skip
+        spent = 0
+        while True:
+            count = min(_ROUND, probes - spent)
+            for name, mine in _round(hessian, blocks, count, generator):
+                table[name] = torch.cat([table[name], torch.cat(group.gathered(mine), 1)])
+            spent += count
+            if progress:
+                progress(spent / probes)
+            beyond = sum(_relative_error(t) > tolerance for t in table.values())
+            if spent >= probes or (spent >= least and not beyond):
+                break
     if progress and spent < probes:
         progress(1.0)
     return Sensitivity(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bitwright.curvature import processes
+from bitwright.curvature import processes, shards
 from bitwright.curvature.batches import Batch, pieces
 from bitwright.curvature.layout import Layout
 from bitwright.curvature.losses import Block, OutputHessian, flatten, form, output_hessian
@@ -47,6 +47,12 @@ class ModuleSubject:
         self.model, self.batches, self.loss = model, batches, loss
         self.class_axis, self.select, self.grain = class_axis, select, edges
         self.parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+        for name, p in model.named_parameters():
+            if shards.is_sharded(p):
+                raise BitwrightError(
+                    f"parameter {name!r} is a DTensor; measure within "
+                    "`with bitwright.curvature.unsharded(model):`"
+                )
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         ends = torch.tensor([0, *[b.rows for b in batches]]).cumsum(0)
         self.starts = ends[:-1]
@@ -164,13 +170,24 @@ class ModuleSubject:
             return t.detach().requires_grad_(True) if watched and t.is_floating_point() else t
 
         inputs = tree_map(place, batch.inputs)
+        places = list(_places(self.model))
+        given = {id(self.parameters[n]): t for n, t in state.items()}
         # running statistics in training mode must not be changed
-        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        new = given | {id(b): b.clone() for b in self.model.buffers()}
+        held = {name: new[id(t)] for name, t in places if id(t) in new}
         args = (
             inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         )
         kwargs = inputs if isinstance(inputs, dict) else {}
-        return functional_call(self.model, {**state, **buffers}, args, kwargs)
+        value = functional_call(self.model, held, args, kwargs, tie_weights=False)
+        for name, t in places:  # what the pass has left is in `held` now
+            if id(t) in given and held[name] is not given[id(t)]:
+                raise BitwrightError(
+                    f"the forward pass puts another tensor in the place of parameter {name!r}, so "
+                    "its curvature cannot be seen (does it gather shards?); measure a plain copy "
+                    "of the model"
+                )
+        return value
 
     # ---------------------------------------------------------------- heads
 
@@ -203,3 +220,14 @@ class ModuleSubject:
                 "loss sees, or give a loss for each (a dict or a list)"
             )
         return {None: leaves[0]}
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every place of every parameter and buffer: tied ones have several, a shared module's one.
+
+    `functional_call` itself names a shared module's twice, and then does not restore them.
+    """
+    for path, module in model.named_modules():
+        for key, t in (*module._parameters.items(), *module._buffers.items()):
+            if t is not None:
+                yield f"{path}.{key}".lstrip("."), t

@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from bitwright.curvature.shards import is_sharded
+from bitwright.errors import BitwrightError
+
 aten = torch.ops.aten
 
 
@@ -82,8 +85,15 @@ class Tape(TorchFunctionMode):
         if isinstance(func, types.FunctionType) and func.__module__ == "torch.nn.functional":
             with self:  # its own parts are seen instead
                 return _entered(func)(*args, **kwargs)
+        tensors = _tensors(args, kwargs)
+        seen = [t for t in tensors if id(t) in self._known]
+        if seen and any(is_sharded(t) for t in tensors):
+            raise BitwrightError(
+                f"parameter {self._known[id(seen[0])][0]!r} meets an activation that is a DTensor; "
+                "shards of parameters are gathered, those of activations are not: measure a plain "
+                "copy of the model, loaded from each parameter's full_tensor()"
+            )
         value = func(*args, **kwargs)
-        seen = [t for t in _tensors(args, kwargs) if id(t) in self._known]
         if seen and func in _RULES:
             self._note_use(_RULES[func](func, args, kwargs, value), value, seen)
         elif seen:

@@ -12,6 +12,7 @@ from bitwright.curvature.compare import compare, told
 from bitwright.curvature.estimate import Sensitivity
 from bitwright.curvature.gauss_newton import measure
 from bitwright.curvature.modules import ModuleSubject
+from bitwright.curvature.shards import unsharded
 from bitwright.errors import BitwrightError
 
 
@@ -40,10 +41,12 @@ def traces(
         model: any module; it is not changed. Weights are found where the forward pass uses them:
             convolutions (any dimension, grouped, dilated, transposed), linear layers and attention
             projections, embeddings, scales of normalizations, weights used several times.
-            Parameters in other operations are measured one sample at a time.
+            Parameters in other operations are measured one sample at a time. FSDP2 and DTensor
+            parameters are gathered for the call: each process then holds the whole model besides
+            its shards, in the parameters' own dtype, and FSDP2 modules are left sharded.
         data: inputs; `(inputs, targets)`; a dict of keyword arguments; or an iterable of those.
             It is read once. In a `torch.distributed` group it is this process's part, and all
-            processes get the numbers of the whole.
+            processes get the numbers of the whole; rows that several of them hold count as often.
         loss: "kl", "squared", an `nn.CrossEntropyLoss`, `nn.MSELoss` or `nn.BCEWithLogitsLoss`; a
             dict or list of them for several heads (their sum is measured).
         class_axis: axis of the classes: 1 as torch has it, −1 for `[n, tokens, vocabulary]`.
@@ -70,7 +73,8 @@ def traces(
 
     Raises:
         BitwrightError: a loss without a positive semi-definite Λ; a model that answers differently
-            when asked again or mixes the samples of a batch; data that does not fit.
+            when asked again or mixes the samples of a batch; data that does not fit; a model in
+            `DistributedDataParallel` or FSDP1, or that makes DTensors of its activations.
     """
     if not 0 <= tolerance < 1:
         raise BitwrightError(f"tolerance {tolerance} is not in [0, 1)")
@@ -80,28 +84,29 @@ def traces(
     if grain not in ("", "channel", "token", "tensor"):
         raise BitwrightError(f"edges {edges!r} is unknown; use channel, token or tensor")
     batches = read(data)
-    subject = ModuleSubject(model, batches, loss, class_axis, select, grain)
-    if not subject.weights:
-        raise BitwrightError("the model uses no parameters; there is nothing to measure")
-    found, details = measure(
-        subject,
-        subject.hessian(max(chunk, 128)),
-        subject.channels,
-        tolerance,
-        effort,
-        chunk,
-        seed,
-        progress or (lambda f: None),
-    )
+    with unsharded(model):
+        subject = ModuleSubject(model, batches, loss, class_axis, select, grain)
+        if not subject.weights:
+            raise BitwrightError("the model uses no parameters; there is nothing to measure")
+        found, details = measure(
+            subject,
+            subject.hessian(max(chunk, 128)),
+            subject.channels,
+            tolerance,
+            effort,
+            chunk,
+            seed,
+            progress or (lambda f: None),
+        )
+        if kind == "auto":
+            found_apart = compare(
+                model, batches, loss, class_axis=class_axis, select=select, chunk=chunk, seed=seed
+            )
+            details["hessian_differs"] = told(found_apart)
     for name, names in (
         ("unused", subject.unused), ("frozen", subject.frozen), ("one_by_one", subject.loose)
     ):  # fmt: skip
         details[name] = ", ".join(names)
-    if kind == "auto":
-        found_apart = compare(
-            model, batches, loss, class_axis=class_axis, select=select, chunk=chunk, seed=seed
-        )
-        details["hessian_differs"] = told(found_apart)
     layers = {
         k.removeprefix("layer:").removesuffix(".weight"): v
         for k, v in found.items()
