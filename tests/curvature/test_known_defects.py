@@ -405,7 +405,7 @@ def chosen() -> list[str]:
     found = allocate.random_ratios(problem, np.arange(12), value, evaluations=20)
     wrong = differ("the best of all", value(found.plan), min(e.value for e in found.history))
     least = float(loss[:, -1].sum())
-    for limit in least * np.array([1.1, 1.5, 2.0, 3.0]):
+    for limit in least * np.array([1.5, 2.0]):
         budget = goals.bits_for_quality(bench, "channels", lambda p, v=limit: value(p) <= v, "")
         if not value(goals.solve(bench, "channels", budget)) <= limit:
             wrong.append(f"the plan of {budget} bits loses more than {limit}")
