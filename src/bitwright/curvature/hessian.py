@@ -132,10 +132,16 @@ class Hessian:
         return [{n: group.total(p).to(p.device) for n, p in each.items()} for each in found]
 
     def parts(
-        self, vectors: Sequence[Vectors], wanted: Sequence[str], kept: Graphs | None = None
+        self,
+        vectors: Sequence[Vectors],
+        wanted: Sequence[str] | None = None,
+        kept: Graphs | None = None,
     ) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
-        """What each pass of this process adds: (number of the pass, of the vector, tensors)."""
-        sources = tuple(sorted({n for z in vectors for n in z} | set(wanted)))
+        """What each pass of this process adds: (number of the pass, of the vector, tensors).
+
+        Of each vector's own weights alone where none are `wanted`.
+        """
+        sources = tuple(sorted({n for z in vectors for n in z} | set(wanted or ())))
         for number, batch in enumerate(pieces(self._subject.batches, self._chunk)):
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 leaves, slope = (kept or {}).get(sources) or self._gradient(batch, sources)
@@ -146,14 +152,15 @@ class Hessian:
                     live = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
                     if not live:
                         continue
+                    names = list(z) if wanted is None else wanted
                     products = torch.autograd.grad(
                         [g for g, _ in live],
-                        [leaves[n] for n in wanted],
+                        [leaves[n] for n in names],
                         [v.to(g) for g, v in live],
                         retain_graph=True,
                         allow_unused=True,
                     )
-                    found = zip(wanted, products, strict=True)
+                    found = zip(names, products, strict=True)
                     yield number, k, {n: p.detach() for n, p in found if p is not None}
 
     def _gradient(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bitwright.curvature import processes
 from bitwright.curvature.estimate import Estimate, Sensitivity
-from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.hessian import Graphs, Hessian
 from bitwright.curvature.shards import unsharded
 
 BLOCKS = ("joint", "layer", "channel")
@@ -135,34 +135,39 @@ def _round(
         shape = hessian.weights[name].shape
         return torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
 
-    names = list(hessian.weights)
     if blocks == "joint":
-        probes = [{n: signs(n) for n in names} for _ in range(count)]
-        yield from _quadratic(hessian, probes, names).items()
+        joint = [{n: signs(n) for n in hessian.weights} for _ in range(count)]
+        yield from _quadratic(hessian, [(k, z) for k, z in enumerate(joint)], count).items()
         return
-    for name in names:
-        whole = [signs(name) for _ in range(count)]
-        if blocks == "layer":
-            yield from _quadratic(hessian, [{name: z} for z in whole], [name]).items()
-            continue
-        channels = hessian.channels[name]
+    each = [(k, {n: signs(n)}) for n in hessian.weights for k in range(count)]
+    if blocks == "layer":
+        yield from _quadratic(hessian, each, count).items()
+        return
+    kept: Graphs = {}
+    for name, channels in hessian.channels.items():
+        mine = [(k, z) for k, z in each if name in z]
         total = torch.zeros(count, hessian.passes, channels, dtype=torch.float64)
         for c in range(channels):
             mask = hessian.mask(name, c)
-            found = _quadratic(hessian, [{name: z * mask} for z in whole], [name])[name]
-            total[:, :, c] = found[:, :, c]
+            masked = [(k, {name: z[name] * mask}) for k, z in mine]
+            total[:, :, c] = _quadratic(hessian, masked, count, kept)[name][:, :, c]
+        kept.clear()
         yield name, total
 
 
 def _quadratic(
-    hessian: Hessian, probes: list[dict[str, Tensor]], names: list[str]
+    hessian: Hessian,
+    probes: list[tuple[int, dict[str, Tensor]]],
+    count: int,
+    kept: Graphs | None = None,
 ) -> dict[str, Tensor]:
-    """`z_c · (Hz)_c` by weight: [probes, passes, C]."""
+    """`z_c · (Hz)_c` of numbered probes by weight: [count, passes, C]."""
     found = {
-        n: torch.zeros(len(probes), hessian.passes, hessian.channels[n], dtype=torch.float64)
-        for n in names
+        n: torch.zeros(count, hessian.passes, hessian.channels[n], dtype=torch.float64)
+        for n in dict.fromkeys(n for _, z in probes for n in z)
     }
-    for number, k, part in hessian.parts(probes, names):
+    for number, i, part in hessian.parts([z for _, z in probes], kept=kept):
+        k, z = probes[i]
         for n, p in part.items():
-            found[n][k, number] = hessian.by_channel(n, probes[k][n] * p.cpu().double())
+            found[n][k, number] = hessian.by_channel(n, z[n] * p.cpu().double())
     return found
