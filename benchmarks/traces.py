@@ -12,6 +12,7 @@ rows with the same threads. Peers that are not installed are left out, and the r
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.util
 import math
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,17 @@ import numpy as np
 import opinions
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import bitwright
-from bitwright.curvature import Sensitivity, gauss_newton, hutchinson
-from bitwright.network import Network, batches, build, join, outputs, run
+from bitwright.curvature import Sensitivity, compare, gauss_newton, hutchinson
+from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.spectrum import block
+from bitwright.network import Network, build, outputs
 
 #: what ours is asked for in the rows on error against time
-ASKED = {"tolerance": 0.07, "effort": 0.2}
+ASKED = {"tolerance": 0.07, "effort": 0.4}
 
 
 def seconds(f: Callable[[], Any], repeats: int = 3) -> float:
@@ -83,54 +88,78 @@ def cifar(count: int) -> tuple[Network, nn.Module, Tensor, Tensor]:
     return build(model, x[:4]), model, x, y
 
 
+def priced(
+    rows: harness.Rows,
+    name: str,
+    measure: Callable[..., Sensitivity],
+    exact: Sensitivity,
+    step: float,
+    bars: tuple[float, float, float],
+    asked: dict[str, float],
+    seeds: int = 3,
+) -> None:
+    """Rows of errors against the exact sums, over some seeds, and what they cost.
+
+    Args:
+        measure: options -> traces; exact: all directions; step: seconds of a training step.
+        bars: on the median, on the 95th percentile, on F+B.
+        asked: options that are timed.
+    """
+    found = [measure(seed=s, **asked) for s in range(seeds)]
+    spent = seconds(lambda: measure(**asked), 3) / step
+    for part in ("layers", "edges"):
+        median, tail = np.median([off(f, exact)[part] for f in found], axis=0)
+        rows.add(
+            f"median channel error, {name}, {part}",
+            float(median),
+            f"<= {bars[0]}, 95 % <= {bars[1]}, at <= {bars[2]} F+B",
+            bool(median <= bars[0] and tail <= bars[1] and spent <= bars[2]),
+            "F+B spent, weights and edges",
+            spent,
+            p95=round(float(tail), 5),
+            step_s=round(step, 4),
+            backward_rows=found[0].details["backward_rows"],
+        )
+
+
 def resnet(rows: harness.Rows, quick: bool) -> None:
     """Weights and edges of ResNet-20: error at a price, and the price of exactness."""
     for count in (128,) if quick else (128, 1024):
         network, model, x, y = cifar(count)
         step = training_step(model, x, y)
-        repeats = 1 if quick else 3
-        exact = gauss_newton(network, x, tolerance=0)
-        ours = [gauss_newton(network, x, seed=s, **ASKED) for s in range(repeats)]
-        spent = seconds(lambda: gauss_newton(network, x, **ASKED), 5) / step  # noqa: B023
-        errors = [off(found, exact) for found in ours]
-        for part in ("layers", "edges"):
-            median, tail = np.median([e[part] for e in errors], axis=0)
-            rows.add(
-                f"median channel error, ResNet-20, {count} images, {part}",
-                float(median),
-                "<= 0.015, 95 % <= 0.05, at <= 1.0 F+B",
-                bool(median <= 0.015 and tail <= 0.05 and spent <= 1.0),
-                "F+B spent, weights and edges",
-                spent,
-                p95=round(float(tail), 5),
-                step_s=round(step, 4),
-                backward_rows=ours[0].details["backward_rows"],
-            )
-        nearly = gauss_newton(network, x, tolerance=1e-6)
-        price = seconds(lambda: gauss_newton(network, x, tolerance=1e-6), 2) / step  # noqa: B023
-        double = build(model.double(), x[:4].double())
+        measure = partial(gauss_newton, network, x)
+        exact = measure(tolerance=0)
+        name = f"ResNet-20, {count} images"
+        priced(rows, name, measure, exact, step, (0.015, 0.05, 1.0), ASKED, 1 if quick else 3)
+        double = build(copy.deepcopy(model).double(), x[:4].double())
         true = gauss_newton(double, x.double(), tolerance=0)
-        worst = max(
-            float((np.abs(flat(nearly, p) - flat(true, p)) / flat(true, p).clip(1e-300)).max())
-            for p in ("layers", "edges")
-        )
-        rows.add(
-            f"exact traces, ResNet-20, {count} images: largest relative error against float64",
-            worst,
-            "<= 1e-5 at <= 8 F+B",
-            bool(worst <= 1e-5 and price <= 8),
-            "F+B spent",
-            price,
-        )
-        if not quick:
-            _curvlinops(rows, count, model.float(), x, y, price * step)
+        for words, call in (
+            ("float32", partial(gauss_newton, network, x, tolerance=1e-6)),
+            ("float64", partial(gauss_newton, double, x.double(), tolerance=1e-6)),
+        ):
+            nearly = call()
+            price = seconds(call, 2) / step
+            worst = max(
+                float((np.abs(flat(nearly, p) - flat(true, p)) / flat(true, p).clip(1e-300)).max())
+                for p in ("layers", "edges")
+            )
+            rows.add(
+                f"exact traces, {name}, passes in {words}: largest relative error to float64",
+                worst,
+                "<= 1e-5 at <= 8 F+B (of float32)",
+                bool(worst <= 1e-5 and price <= 8),
+                "F+B spent",
+                price,
+            )
+            if not quick:
+                _curvlinops(rows, count, words, model, x, y, price * step)
 
 
 def _curvlinops(
-    rows: harness.Rows, count: int, model: nn.Module, x: Tensor, y: Tensor, ours: float
+    rows: harness.Rows, count: int, words: str, model: nn.Module, x: Tensor, y: Tensor, ours: float
 ) -> None:
-    """Its exact GGN diagonal of the same network (weights only), batch-norm folded by neither."""
-    name = f"time of exact traces / curvlinops' exact GGN diagonal, ResNet-20, {count} images"
+    """Its exact GGN diagonal of the same network in float32: weights only, batch-norm kept."""
+    name = f"time of exact traces in {words} / curvlinops' exact GGN diagonal, {count} images"
     if importlib.util.find_spec("curvlinops") is None:
         rows.add(name, None, "<= 0.6", None, "curvlinops is not on PYTHONPATH")
         return
@@ -161,33 +190,6 @@ def _curvlinops(
 # ----------------------------------------------------------------------------- hutchinson
 
 
-def _kl(found: Tensor, reference: Tensor) -> Tensor:
-    p = reference.log_softmax(1)
-    return (p.exp() * (p - found.log_softmax(1))).sum(1).mean()
-
-
-def _blocked(network: Network, x: Tensor, reference: Tensor, probes: int) -> np.ndarray:
-    """Hutchinson with probes that are zero outside one layer: every probe's traces [probes, C]."""
-    names = [layer.weight for layer in network.layers]
-    generator = torch.Generator().manual_seed(0)
-    found = np.zeros((probes, sum(layer.rows for layer in network.layers)))
-    for rows, target in zip(batches(x, 128), batches(reference, 128), strict=True):
-        leaves = [network.tensor(n).detach().requires_grad_(True) for n in names]
-        constants = dict(zip(names, leaves, strict=True))
-        with torch.enable_grad():
-            value = _kl(join(run(network.module, rows, constants=constants)), target)
-            gradients = torch.autograd.grad(value, leaves, create_graph=True)
-        for k in range(probes):
-            place = 0
-            for leaf, gradient, layer in zip(leaves, gradients, network.layers, strict=True):
-                z = torch.randint(0, 2, leaf.shape, generator=generator) * 2.0 - 1.0
-                (product,) = torch.autograd.grad(gradient, leaf, z, retain_graph=True)
-                traces = (z * product).reshape(layer.rows, -1).sum(1).numpy()
-                found[k, place : place + layer.rows] += traces * len(rows) / len(x)
-                place += layer.rows
-    return found
-
-
 #: the median of |N(0, 1)|
 _MEDIAN = 0.6745
 
@@ -199,32 +201,29 @@ def hutchinson_against_ours(rows: harness.Rows, quick: bool) -> None:
     Median error of the mean of N probes: 0.6745 · median(σ_c / t_c) / √N.
     """
     network, _, x, _ = cifar(32)
-    reference = outputs(network.module, x)
     exact = flat(gauss_newton(network, x, tolerance=0, edges=False))
     live = exact > 0
-    options = {"tolerance": 0.2, "effort": 0.1, "edges": False}
+    options = {"tolerance": 0.1, "effort": 0.3, "edges": False}
     found = gauss_newton(network, x, **options)
     error = float(np.median(np.abs(flat(found) - exact)[live] / exact[live]))
     ours = seconds(lambda: gauss_newton(network, x, **options))
     rows.add("median channel error, ResNet-20, 32 images, ours", error, "<= 0.05", error <= 0.05,
              "seconds", ours)  # fmt: skip
-    probes = 8 if quick else 64
 
-    def joint(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        got = hutchinson(network.module, (x, reference), _kl, probes=count, seed=seed)
+    def theirs(blocks: str, probes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
+        """Traces, a probe's standard deviation, seconds a probe."""
+        begin = time.perf_counter()
+        got = hutchinson(network.module, x, "kl", blocks=blocks, probes=probes, seed=seed)
+        cost = (time.perf_counter() - begin) / probes
         errors = np.concatenate([e.stderr_probe for e in got.layers.values()])
-        return flat(got), errors * math.sqrt(count)
+        return flat(got), errors * math.sqrt(probes), cost
 
-    begin = time.perf_counter()
-    _, spread = joint(probes, 0)
-    price = (time.perf_counter() - begin) / probes
-    begin = time.perf_counter()
-    table = _blocked(network, x, reference, probes // 4)
-    blocked_price = (time.perf_counter() - begin) / (probes // 4)
-    for name, cost, sigma, bar in (
-        ("joint (PyHessian)", price, spread, 1e4),
-        ("layer-blocked", blocked_price, table.std(0, ddof=1), 300),
+    probes = 8 if quick else 64
+    for name, blocks, count, bar in (
+        ("joint (PyHessian)", "joint", probes, 1e4),
+        ("layer-blocked", "layer", probes // 4, 300),
     ):
+        _, sigma, cost = theirs(blocks, max(count, 2))
         relative = float(np.median(sigma[live] / exact[live]))
         wanted = (_MEDIAN * relative / 0.05) ** 2
         rows.add(
@@ -239,7 +238,7 @@ def hutchinson_against_ours(rows: harness.Rows, quick: bool) -> None:
         half = max(2, round((_MEDIAN * relative / 0.5) ** 2))
         if quick or half * cost > 900:
             continue
-        mean = joint(half, 1)[0] if cost is price else _blocked(network, x, reference, half).mean(0)
+        mean = theirs(blocks, half, 1)[0]
         measured = float(np.median(np.abs(mean - exact)[live] / exact[live]))
         rows.add(
             f"median channel error at the {half} probes foretold for 50 %, Hutchinson {name}",
@@ -303,28 +302,6 @@ def memory(rows: harness.Rows, quick: bool) -> None:
 # ------------------------------------------------------------------- MobileNetV2 and MiniLM
 
 
-def _against_exact(
-    rows: harness.Rows, name: str, step: float, measure: Callable[..., Sensitivity], **asked: float
-) -> None:
-    """Median ≤ 5 %, 95 % ≤ 15 % at ≤ 5 F+B."""
-    exact = measure(tolerance=1e-4)
-    found = [measure(seed=s, **asked) for s in range(3)]
-    spent = seconds(lambda: measure(**asked), 3) / step
-    for part in ("layers", "edges"):
-        errors = [off(f, exact)[part] for f in found]
-        median, tail = np.median(errors, axis=0)
-        rows.add(
-            f"median channel error, {name}, {part}",
-            float(median),
-            "<= 0.05, 95 % <= 0.15, at <= 5 F+B",
-            bool(median <= 0.05 and tail <= 0.15 and spent <= 5),
-            "F+B spent, weights and edges",
-            spent,
-            p95=round(float(tail), 5),
-            step_s=round(step, 4),
-        )
-
-
 def mobilenet(rows: harness.Rows, quick: bool) -> None:
     """1,000 classes at 224 px, 8 images."""
     if quick:
@@ -335,8 +312,10 @@ def mobilenet(rows: harness.Rows, quick: bool) -> None:
     model = networks.mobilenet_v2()
     network = build(model, x[:2])
     step = training_step(model, x, y)
-    measure = lambda **options: gauss_newton(network, x, chunk=8, **options)  # noqa: E731
-    _against_exact(rows, "MobileNetV2, 8 images", step, measure, tolerance=0.1, effort=4)
+    measure = partial(gauss_newton, network, x, chunk=8)
+    exact = measure(tolerance=0)  # 999 directions an image
+    asked = {"tolerance": 0.02, "effort": 5}
+    priced(rows, "MobileNetV2, 8 images", measure, exact, step, (0.05, 0.15, 5), asked)
 
 
 def minilm(rows: harness.Rows, quick: bool) -> None:
@@ -352,12 +331,76 @@ def minilm(rows: harness.Rows, quick: bool) -> None:
     model, accuracy = language.sst2()
     inputs, y = language.sentences("train", 128)
     step = training_step(model, (inputs["ids"], inputs["mask"]), y)
-
-    def measure(**options: float) -> Sensitivity:
-        return bitwright.traces(model, inputs, **options)
-
+    measure = partial(bitwright.traces, model, inputs)
     rows.add("dev accuracy of MiniLM with a trained head, SST-2", accuracy)
-    _against_exact(rows, "MiniLM, SST-2, 128 sentences", step, measure, tolerance=0.05)
+    exact = measure(tolerance=1e-4)
+    asked = {"tolerance": 0.05}
+    priced(rows, "MiniLM, SST-2, 128 sentences", measure, exact, step, (0.05, 0.15, 5), asked)
+
+
+# ---------------------------------------------------------------- Hessian and Gauss-Newton
+
+
+class Rows28(nn.Module):
+    """A transformer of one block on the rows of an MNIST image."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Linear(28, width)
+        self.place = nn.Parameter(0.1 * torch.randn(28, width))
+        self.block = nn.TransformerEncoderLayer(
+            width, 2, 2 * width, 0.0, F.gelu, batch_first=True, norm_first=True
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, 28, 28] -> [n, 10]."""
+        return self.head(self.block(self.embed(x) + self.place).mean(1))
+
+
+def kinds(rows: harness.Rows, quick: bool) -> None:
+    """How well channels are ordered alike by the Hessian of cross-entropy and by Gauss-Newton."""
+    with np.load(networks.root() / "mnist" / "mnist.npz", allow_pickle=False) as file:
+        names = sorted(file.files)
+        arrays = {n: file[n] for n in names}
+    images, labels = (next(v for n, v in arrays.items() if "train" in n and w in n)
+                      for w in ("image", "label"))  # fmt: skip
+    x = torch.from_numpy(images[:4096].reshape(-1, 28, 28) / 255.0).float()
+    y = torch.from_numpy(labels[:4096].astype(np.int64))
+    torch.manual_seed(0)
+    model = Rows28()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(60 if quick else 600):
+        part = slice(128 * (step % 32), 128 * (step % 32 + 1))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[part]), y[part]).backward()
+        optimizer.step()
+    model.double().eval()
+    some = (x[: 16 if quick else 64].double(), y[: 16 if quick else 64])
+    loss = nn.CrossEntropyLoss()
+    found = bitwright.traces(model, some, loss, tolerance=0, edges=False, kind="auto")
+    hessian = Hessian(model, some, loss)
+    true = {}
+    for name, weight in hessian.weights.items():
+        if name.removesuffix(".weight") in found.layers and weight.ndim > 1:
+            product, diagonal = block(hessian, name), []
+            for e in torch.eye(weight.numel(), dtype=torch.float64):
+                diagonal.append(float(product(e) @ e))
+            mean = hessian.by_channel(name, torch.tensor(diagonal).double().reshape(weight.shape))
+            true[name] = mean.numpy() / (weight.numel() / len(mean))
+    gn = {n: found.layers[n.removesuffix(".weight")].value / (hessian.weights[n].numel() / len(t))
+          for n, t in true.items()}  # fmt: skip
+    apart = compare(model, some, loss)
+    right = float((model(some[0]).argmax(1) == some[1]).double().mean())
+    rows.add(
+        "rank correlation of channels' mean traces, Hessian and Gauss-Newton, small transformer",
+        float(spearmanr(np.concatenate(list(true.values())),
+                        np.concatenate(list(gn.values()))).statistic),
+        peer="accuracy on the rows measured",
+        peer_value=right,
+        by_layer={n: round(float(spearmanr(true[n], gn[n]).statistic), 3) for n in true},
+        size_of_difference={n: round(d.size, 3) for n, d in apart.items()},
+    )  # fmt: skip
 
 
 PARTS = {
@@ -366,6 +409,7 @@ PARTS = {
     "memory": memory,
     "mobilenet": mobilenet,
     "minilm": minilm,
+    "kinds": kinds,
     "opinions": opinions.opinions,
 }
 
