@@ -6,7 +6,13 @@ from bitwright.allocate.frontier import frontier
 from bitwright.allocate.knapsack import knapsack, lp_bound
 from bitwright.allocate.layers import layers
 from bitwright.allocate.plan import Plan, make_plan
-from bitwright.allocate.problem import Problem, feasible_range, require_feasible
+from bitwright.allocate.problem import (
+    Limit,
+    Problem,
+    feasible_range,
+    limit_range,
+    require_feasible,
+)
 from bitwright.allocate.random_ratios import random_ratios
 from bitwright.allocate.ratios import plan_from_ratios, ratios_of
 from bitwright.allocate.search import Evaluation, SearchResult
@@ -14,6 +20,7 @@ from bitwright.allocate.uniform import uniform
 
 __all__ = [
     "Evaluation",
+    "Limit",
     "Plan",
     "Problem",
     "SearchResult",
@@ -23,6 +30,7 @@ __all__ = [
     "frontier",
     "knapsack",
     "layers",
+    "limit_range",
     "lp_bound",
     "make_plan",
     "plan_from_ratios",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.allocate.problem import Problem
+from bitwright.allocate.problem import Problem, within
 from bitwright.errors import BitwrightError
 
 SCHEMA = 1
@@ -54,6 +54,10 @@ def make_plan(problem: Problem, choice: np.ndarray, method: str) -> Plan:
     cost = int(problem.cost[rows, choice].sum())
     if cost > problem.budget:
         raise ValueError(f"{method}: cost {cost} exceeds the budget {problem.budget}")
+    for limit in problem.limits:
+        total = float(limit.cost[rows, choice].sum())
+        if not within(limit, total):
+            raise ValueError(f"{method}: {limit.name} of {total:g} exceed {limit.bound:g}")
     if not problem.allowed[rows, choice].all():
         raise ValueError(f"{method}: a choice that is not allowed")
     _, first, group = np.unique(problem.tie, return_index=True, return_inverse=True)

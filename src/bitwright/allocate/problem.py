@@ -10,6 +10,23 @@ from bitwright.errors import BitwrightError
 
 
 @dataclass(frozen=True, eq=False)
+class Limit:
+    """A bound beside the budget: `Σ_i cost[i, choice_i] ≤ bound`.
+
+    Attributes:
+        name: of what is bounded, "BOPs" or "latency".
+        unit: of the bound.
+        cost: float64 [n, m], finite, never falling along m.
+        bound: on the total.
+    """
+
+    name: str
+    unit: str
+    cost: np.ndarray
+    bound: float
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Choose one width for each item with the least total loss within a total cost.
 
@@ -21,6 +38,7 @@ class Problem:
         budget: bound on the total cost, in bits.
         allowed: bool [n, m], at least one choice an item.
         tie: int64 [n]; items with the same number take the same choice.
+        limits: further bounds, on other costs.
 
     Raises:
         ValueError: shapes, order or values are not as above.
@@ -33,6 +51,7 @@ class Problem:
     budget: int
     allowed: np.ndarray
     tie: np.ndarray
+    limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.names), len(self.choices))
@@ -49,6 +68,11 @@ class Problem:
             raise ValueError("cost must increase strictly with the width")
         if not self.allowed.any(axis=1).all():
             raise ValueError("every item needs at least one allowed choice")
+        for limit in self.limits:
+            if limit.cost.shape != shape:
+                raise ValueError(f"{limit.name} has shape {limit.cost.shape}, expected {shape}")
+            if not (np.isfinite(limit.cost).all() and (np.diff(limit.cost, axis=1) >= 0).all()):
+                raise ValueError(f"{limit.name} must be finite and never fall with the width")
 
     @property
     def weights(self) -> int:
@@ -58,6 +82,10 @@ class Problem:
     def with_budget(self, budget: int) -> Problem:
         """The same problem under another budget."""
         return replace(self, budget=int(budget))
+
+    def with_limits(self, *limits: Limit) -> Problem:
+        """The same problem with other bounds beside the budget."""
+        return replace(self, limits=limits)
 
     def with_ties(self, tie: np.ndarray) -> Problem:
         """The same problem with other ties."""
@@ -74,36 +102,62 @@ def merged(problem: Problem) -> tuple[Problem, np.ndarray]:
     n = int(group.max()) + 1 if len(group) else 0
     if n == len(problem.names):
         return problem, np.arange(n)
-    loss = np.zeros((n, len(problem.choices)))
-    cost = np.zeros((n, len(problem.choices)), dtype=np.int64)
-    blocked = np.zeros((n, len(problem.choices)), dtype=np.int64)
-    np.add.at(loss, group, problem.loss)
-    np.add.at(cost, group, problem.cost)
-    np.add.at(blocked, group, ~problem.allowed)
+    loss, cost = _grouped(problem.loss, group, n), _grouped(problem.cost, group, n)
+    blocked = _grouped((~problem.allowed).astype(np.int64), group, n)
     first = {int(g): i for i, g in reversed(list(enumerate(group)))}
     names = tuple(problem.names[first[g]] for g in range(n))
     allowed = blocked == 0
     if not allowed.any(axis=1).all():
         name = names[int(np.flatnonzero(~allowed.any(axis=1))[0])]
         raise BitwrightError(f"the items tied to {name} allow no common width; loosen their bounds")
-    whole = Problem(names, problem.choices, loss, cost, problem.budget, allowed, np.arange(n))
+    limits = tuple(replace(li, cost=_grouped(li.cost, group, n)) for li in problem.limits)
+    whole = Problem(
+        names, problem.choices, loss, cost, problem.budget, allowed, np.arange(n), limits
+    )
     return whole, group
+
+
+def _grouped(table: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
+    """Sums of rows of the same group."""
+    found = np.zeros((n, table.shape[1]), dtype=table.dtype)
+    np.add.at(found, group, table)
+    return found
 
 
 def feasible_range(problem: Problem) -> tuple[int, int]:
     """The least and the largest total cost any plan can have, in bits."""
     whole, _ = merged(problem)
-    far = np.iinfo(np.int64).max
-    least = np.where(whole.allowed, whole.cost, far).min(axis=1)
-    most = np.where(whole.allowed, whole.cost, 0).max(axis=1)
-    return int(least.sum()), int(most.sum())
+    least, most = _range(whole, whole.cost)
+    return int(least), int(most)
+
+
+def limit_range(problem: Problem, limit: Limit) -> tuple[float, float]:
+    """The least and the largest total any plan can have of what a limit bounds."""
+    whole, group = merged(problem)
+    least, most = _range(whole, _grouped(limit.cost, group, len(whole.names)))
+    return float(least), float(most)
+
+
+def _range(whole: Problem, cost: np.ndarray) -> tuple[np.number, np.number]:
+    """Sums over the narrowest and the widest allowed choices: costs never fall with the width."""
+    rows, last = np.arange(len(cost)), cost.shape[1] - 1
+    narrowest = np.argmax(whole.allowed, axis=1)
+    widest = last - np.argmax(whole.allowed[:, ::-1], axis=1)
+    return cost[rows, narrowest].sum(), cost[rows, widest].sum()
+
+
+def within(limit: Limit, total: float) -> bool:
+    """Whether a total keeps a limit, up to the rounding of its sum."""
+    return total <= limit.bound * (1 + 1e-12)
 
 
 def require_feasible(problem: Problem) -> None:
-    """Refuse a budget that nothing fits.
+    """Refuse a budget or a limit that nothing fits.
+
+    As all costs rise with the width, the narrowest plan keeps all bounds or none does.
 
     Raises:
-        BitwrightError: names the budget and the feasible range.
+        BitwrightError: names the budget or the limit, and its feasible range.
     """
     least, most = feasible_range(problem)
     if problem.budget < least:
@@ -113,3 +167,10 @@ def require_feasible(problem: Problem) -> None:
             f"below the feasible range of {least:,} to {most:,} bits "
             f"({least / weights:.3f} to {most / weights:.3f} a weight); raise the budget"
         )
+    for limit in problem.limits:
+        low, high = limit_range(problem, limit)
+        if not within(limit, low):
+            raise BitwrightError(
+                f"{limit.name} of {limit.bound:.4g} {limit.unit} are below the feasible range of "
+                f"{low:.4g} to {high:.4g} {limit.unit}; raise the bound"
+            )
