@@ -178,8 +178,15 @@ def mobilenet_v2() -> nn.Module:
     return model.eval()
 
 
-def imagenet() -> dict[str, np.ndarray]:
-    """500 images, one of each even class: 250 to calibrate on, the other 250 to judge on."""
+def imagenet(size: int = 224, *, middle: float = 128.0) -> dict[str, np.ndarray]:
+    """500 images, one of each even class: 250 to calibrate on, the other 250 to judge on.
+
+    Args:
+        size: pixels, a side, of the centre that is cut out; the images are made smaller first by as
+            much as 224 out of 256 is to it.
+        middle: pixels become `x / middle − 1`.
+    """
+    short = size * 256 // 224
     with tarfile.open(root() / "imagenet" / "even_classes_short256.tar") as archive:
         members = sorted((m for m in archive if m.isfile()), key=lambda m: m.name)
         rows, labels = [], []
@@ -187,9 +194,18 @@ def imagenet() -> dict[str, np.ndarray]:
             file = archive.extractfile(member)
             assert file is not None
             picture = Image.open(io.BytesIO(file.read())).convert("RGB")
-            left, top = (picture.width - 224) // 2, (picture.height - 224) // 2
-            pixels = np.asarray(picture.crop((left, top, left + 224, top + 224)), np.float32)
-            rows.append(((pixels - 128) / 128).transpose(2, 0, 1))
+            pixels = np.asarray(_centre(picture, short, size), np.float32)
+            rows.append(((pixels - middle) / middle).transpose(2, 0, 1))
             labels.append(int(Path(member.name).stem))
     x, y = np.ascontiguousarray(np.stack(rows)), np.array(labels)
     return {"train_x": x[::2], "train_y": y[::2], "test_x": x[1::2], "test_y": y[1::2]}
+
+
+def _centre(picture: Image.Image, short: int, size: int) -> Image.Image:
+    """The `size` pixels in the middle, once the shorter side has `short`."""
+    least = min(picture.size)
+    if least != short:
+        width, height = (side * short // least for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))
