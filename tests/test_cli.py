@@ -257,7 +257,7 @@ def bad():
     "seed": ({"seed": -1}, ("seed",)),
     "rows": ({"calibration_rows": 0}, ("--calibration-rows",)),
     "evaluations": ({"evaluations": 1}, ("--evaluations",)),
-    "activations": ({"activations": "7"}, ("8 or float",)),
+    "activations": ({"activations": "9"}, ("2 to 8 or float",)),
     "device": ({"device": "tpu"}, ("--device", "cpu or cuda", "'tpu'")),
     "skip": ({"skip": "nothing."}, ("nothing.",)),
     "task and model": ({"task": "x.py:task"}, ("not both",)),

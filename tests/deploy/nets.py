@@ -288,7 +288,7 @@ def rows(shape: tuple[int, ...], count: int = 48, seed: int = 5) -> Tensor:
 
 
 @functools.cache
-def _fitted(name: str, bits: tuple[int, int], seed: int) -> tuple[Quantized, Tensor]:
+def _fitted(name: str, bits: tuple[int, int], seed: int, narrow: bool) -> tuple[Quantized, Tensor]:
     make, shape = ROSTER[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -299,15 +299,24 @@ def _fitted(name: str, bits: tuple[int, int], seed: int) -> tuple[Quantized, Ten
     widths = {la.name: rng.integers(bits[0], bits[1] + 1, la.rows) for la in network.layers}
     layers = round_weights(network, weight_tables(network), widths)
     weights = {la.weight: layers[la.name].matrix().reshape(la.shape) for la in network.layers}
-    return Quantized(network, layers, calibrate(network, x, constants=weights)), x
+    groups = sorted({e.group for e in network.edges})
+    edge_bits = {g: int(rng.integers(2, 9)) if narrow else 8 for g in groups}
+    return Quantized(network, layers, calibrate(network, x, bits=edge_bits, constants=weights)), x
 
 
 def quantized(
-    name: str, *, edges: bool = True, bits: tuple[int, int] = (1, 8), seed: int = 0
+    name: str,
+    *,
+    edges: bool = True,
+    bits: tuple[int, int] = (1, 8),
+    seed: int = 0,
+    narrow: bool = False,
 ) -> tuple[Quantized, Tensor]:
     """A network of the roster with random widths for every channel, and rows it was fitted on.
 
+    `narrow`: edges of 2 to 8 bits, at random.
+
     The same objects every time: not to be changed.
     """
-    found, x = _fitted(name, bits, seed)
+    found, x = _fitted(name, bits, seed, narrow)
     return (found if edges else replace(found, edges={})), x

@@ -87,6 +87,29 @@ def test_the_file_computes_the_reference(name: str, file: Callable[[str], tuple[
     assert not outside or name == "clips", found.operations
 
 
+@pytest.mark.parametrize("name", EXPORTED)
+def test_edges_of_two_to_eight_bits_in_the_8_bit_container(name: str, tmp_path: Path):
+    """Every integer tensor as the reference has it, fused as with 8 bits, saturating at its top."""
+    quantized, _ = nets.quantized(name, narrow=True)
+    path = tmp_path / "model.onnx"
+    onnx_file.save(quantized, path)
+    x = 3 * fresh(name)  # beyond the ranges that the grids were fitted to
+    found = verify(quantized, path, x)
+    assert found.ok and found.same_class == 1.0, found
+    plain, _ = nets.quantized(name)
+    before = tmp_path / "plain.onnx"
+    onnx_file.save(plain, before)
+    wide = runtime.optimized_operations(before)
+    assert found.operations.get("QLinearConv") == wide.get("QLinearConv")
+    assert found.operations.get("Relu", 0) == wide.get("Relu", 0)
+    tops: dict[str, float] = {}
+    IntegerNetwork(quantized).trace(x, lambda n, v: tops.__setitem__(n, float(v.q.max())))
+    grids = {e.name: quantized.edges[e.group] for e in quantized.network.edges}
+    assert all(tops[n] <= grids[n].top for n in tops)
+    reached = [n for n in tops if grids[n].bits < 8 and tops[n] == grids[n].top]
+    assert reached, "no narrow grid was filled: the clip was not tried"
+
+
 @pytest.mark.parametrize("name", ["residual", "tokens", "signal_average"])
 def test_with_float_activations_the_file_is_the_simulation(name: str, tmp_path: Path):
     quantized, _ = nets.quantized(name, edges=False)

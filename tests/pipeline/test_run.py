@@ -94,7 +94,7 @@ def test_a_loose_budget_ends_the_search_at_once(start: Any):
 
 
 def test_float_activations_and_fine_tuning(start: Any):
-    run = start(activations=None, epochs=1)
+    run = start(activations=None, epochs=8)
     assert not run.corrected.edges
     before = run.corrected.layers["3"].bias
     assert not torch.equal(before, run.quantized.layers["3"].bias)
@@ -256,7 +256,7 @@ def test_too_few_rows(tmp_path: Path):
         {"max_kl": "1", "budget": None},
         {"overrides": ["0"]},
         {"skip": "0"},
-        {"activations": 4},
+        {"activations": 9},
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], tmp_path: Path):

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from bitwright.network import build
 from bitwright.quantize import EdgeGrid, calibrate
-from bitwright.quantize.activations import LEVELS, choose, fake_quantize, make_grid
+from bitwright.quantize.activations import choose, fake_quantize, make_grid
+
+#: the largest code of 8 bits
+TOP = 255
 
 
 def histogram(values: np.ndarray, bins: int = 512) -> tuple[np.ndarray, float, float]:
@@ -21,7 +24,7 @@ def histogram(values: np.ndarray, bins: int = 512) -> tuple[np.ndarray, float, f
 
 def loss(counts: np.ndarray, low: float, high: float, grid: EdgeGrid) -> float:
     x = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
-    q = np.clip(np.rint(x / grid.scale) + grid.zero, 0, LEVELS)
+    q = np.clip(np.rint(x / grid.scale) + grid.zero, 0, TOP)
     return float((counts * (grid.scale * (q - grid.zero) - x) ** 2).sum())
 
 
@@ -37,7 +40,7 @@ values = st.builds(draw, st.integers(0, 2**31), st.floats(1e-3, 1e3), st.floats(
 @given(values, st.booleans())
 def test_zero_is_a_level_and_the_scale_a_float32(x: np.ndarray, at_zero: bool):
     grid = choose(*histogram(x), at_zero)
-    assert 0 <= grid.zero <= LEVELS and grid.scale > 0
+    assert 0 <= grid.zero <= TOP and grid.scale > 0
     assert grid.scale == float(np.float32(grid.scale))
     assert float(fake_quantize(torch.zeros(1), grid)) == 0.0
     if at_zero:
@@ -56,7 +59,7 @@ def test_error_is_no_worse_than_without_clipping(x: np.ndarray):
 def test_outliers_are_clipped():
     x = np.concatenate([np.random.default_rng(0).normal(size=100_000), [40.0]])
     grid = choose(*histogram(x, 4096), False)
-    assert grid.scale * (LEVELS - grid.zero) < 37
+    assert grid.scale * (TOP - grid.zero) < 37
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,7 +71,7 @@ def test_no_level_passes_the_ceiling(x: np.ndarray, ceiling: float, at_zero: boo
     grid = choose(*histogram(x), at_zero, ceiling)
     largest = fake_quantize(torch.full((1,), 1e9), grid)
     assert float(largest) <= np.float32(ceiling)
-    assert np.float32(grid.scale) * np.float32(LEVELS - grid.zero) <= np.float32(ceiling)
+    assert np.float32(grid.scale) * np.float32(TOP - grid.zero) <= np.float32(ceiling)
 
 
 @settings(max_examples=100, deadline=None)
@@ -76,7 +79,7 @@ def test_no_level_passes_the_ceiling(x: np.ndarray, ceiling: float, at_zero: boo
 def test_a_grid_of_a_range_covers_it_to_half_a_step(low: float, high: float):
     grid = make_grid(low, high)
     assert -grid.scale * grid.zero == pytest.approx(low, abs=grid.scale * 0.501)
-    assert grid.scale * (LEVELS - grid.zero) == pytest.approx(high, abs=grid.scale * 0.501)
+    assert grid.scale * (TOP - grid.zero) == pytest.approx(high, abs=grid.scale * 0.501)
 
 
 def test_the_ceiling_holds_where_the_zero_is_rounded_down():
@@ -85,7 +88,7 @@ def test_the_ceiling_holds_where_the_zero_is_rounded_down():
         ceiling = rng.uniform(0.1, 3)
         x = np.minimum(rng.uniform(-rng.uniform(0.1, 4), 1.3 * ceiling, 3000), ceiling)
         grid = choose(*histogram(x), False, ceiling)
-        assert grid.zero > 0 and grid.scale * (LEVELS - grid.zero) <= ceiling
+        assert grid.zero > 0 and grid.scale * (TOP - grid.zero) <= ceiling
 
 
 def test_a_constant_zero_gets_some_grid():
@@ -139,7 +142,7 @@ def test_calibrate_gives_one_grid_to_tied_edges():
         largest = max(float(v.max()) for v in _values(network, x, ("relu_1", "relu_2")))
     assert model is network.module
     grid = grids[group["cat"]]
-    assert 0.6 * largest <= grid.scale * LEVELS <= 1.01 * largest
+    assert 0.6 * largest <= grid.scale * TOP <= 1.01 * largest
 
 
 def _values(network, x: Tensor, names: tuple[str, ...]) -> list[Tensor]:
@@ -193,5 +196,41 @@ def test_relu6_stays_below_six():
     (edge,) = [e for e in network.edges if e.ceiling == 6.0]
     grid = calibrate(network, x)[edge.group]
     assert grid.zero == 0
-    assert np.float32(grid.scale) * np.float32(LEVELS) <= np.float32(6)
-    assert grid.scale * LEVELS > 5.9  # and uses the whole of it
+    assert np.float32(grid.scale) * np.float32(TOP) <= np.float32(6)
+    assert grid.scale * TOP > 5.9  # and uses the whole of it
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("sign", ["relu", "signed"])
+def test_narrow_grids_are_the_best_of_their_levels(bits: int, sign: str):
+    """Against all grids of 60 × 60 ranges of the same data; fewer bits lose more."""
+    values = np.random.default_rng(0).standard_normal(20_000)
+    values = np.maximum(values, 0) if sign == "relu" else values + 0.5
+    counts, low, high = histogram(values)
+    grid = choose(counts, low, high, sign == "relu", bits=bits)
+    assert grid.bits == bits and 0 <= grid.zero <= grid.top == 2**bits - 1
+
+    def error(g: EdgeGrid) -> float:
+        x = torch.from_numpy(values)
+        return float((fake_quantize(x.clone(), g) - x).square().mean())
+
+    lows = [0.0] if sign == "relu" else np.linspace(low / 8, low, 60)
+    best = min(error(make_grid(a, b, bits)) for a in lows for b in np.linspace(high / 8, high, 60))
+    assert error(grid) <= 1.1 * best
+    assert error(grid) > error(choose(counts, low, high, sign == "relu", bits=bits + 1))
+    wide = error(make_grid(low, high, bits))
+    assert error(grid) < wide  # outliers are clipped
+    assert fake_quantize(torch.tensor([1e9, -1e9]), grid).tolist() == pytest.approx(
+        [grid.scale * (grid.top - grid.zero), -grid.scale * grid.zero]
+    )
+
+
+def test_every_group_has_its_own_width():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(50, 4)
+    network = build(model, x)
+    groups = sorted({e.group for e in network.edges})
+    found = calibrate(network, x, bits={g: 2 + i for i, g in enumerate(groups)})
+    assert [found[g].bits for g in groups] == [2 + i for i in range(len(groups))]
+    assert calibrate(network, x) == calibrate(network, x, bits=8)

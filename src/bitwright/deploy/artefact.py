@@ -10,6 +10,7 @@ Tensors (all flat, rows in the order of layers, widths ascending inside the stre
 | `bias` | float32 [R] | |
 | `bytes`, `nibbles`, `pairs`, `singles` | uint8 | packed codes (:mod:`bitwright.arith.packing`) |
 | `edge_scale`, `edge_zero` | float32, uint8 [G] | grids of the tied groups of activations |
+| `edge_bits` | uint8 [G] | their widths, where not all have 8 |
 | `program` | uint8 | zlib-compressed JSON: graph, layers, edges, names |
 | `f:NAME` | any float | parameters that stay as they are |
 
@@ -39,7 +40,7 @@ from bitwright.arith.packing import pack, unpack
 from bitwright.errors import BitwrightError
 from bitwright.network import Edge, Layer, Network, describe
 from bitwright.network.program import from_json, to_json, unstorable
-from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
+from bitwright.quantize import EDGE_WIDTHS, EdgeGrid, Quantized, QuantizedLayer
 
 SCHEMA = 1
 _STREAMS = {8: "bytes", 4: "nibbles", 2: "pairs", 1: "singles"}
@@ -108,6 +109,8 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
         grids = [quantized.edges[g] for g in groups]
         tensors["edge_scale"] = np.array([g.scale for g in grids], dtype=np.float32)
         tensors["edge_zero"] = np.array([g.zero for g in grids], dtype=np.uint8)
+        if any(g.bits < 8 for g in grids):
+            tensors["edge_bits"] = np.array([g.bits for g in grids], dtype=np.uint8)
     own = {layer.weight for layer in network.layers} | {layer.bias for layer in network.layers}
     module = network.module
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
@@ -223,14 +226,17 @@ def _build(tensors: dict[str, np.ndarray]) -> Quantized:
     if [la.weight for la in network.layers] != [w for w, _, _ in shapes]:
         raise ValueError("layers do not fit the program")
     edges = {
-        int(g): EdgeGrid(float(s), int(z))
-        for g, s, z in zip(
+        int(g): EdgeGrid(float(s), int(z), int(b))
+        for g, s, z, b in zip(
             program["groups"],
             tensors.get("edge_scale", np.zeros(0)),
             tensors.get("edge_zero", np.zeros(0)),
+            tensors.get("edge_bits", np.full(len(program["groups"]), 8)),
             strict=True,
         )
     }
+    if any(g.bits not in EDGE_WIDTHS or not 0 <= g.zero <= g.top for g in edges.values()):
+        raise ValueError("grids of edges do not fit their widths")
     return Quantized(network, layers, edges)
 
 

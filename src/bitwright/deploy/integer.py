@@ -24,12 +24,10 @@ from bitwright.network.network import fused_activation
 from bitwright.network.ops import CLIPS, VALUE_PRESERVING, aten, is_mean_over_space
 from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
 
-LEVELS = 255
-
 
 @dataclass(frozen=True)
 class Stored:
-    """An 8-bit value: integers 0..255 held as float64, and their grid."""
+    """A value stored in 8 bits: integers 0..2^bits − 1 held as float64, and their grid."""
 
     q: Tensor
     grid: EdgeGrid
@@ -60,14 +58,14 @@ def integer_bias(stored: QuantizedLayer, grid: EdgeGrid) -> Tensor:
     return steps.clamp(-(2**31) + 1, 2**31 - 1).to(torch.int32)
 
 
-def _clip(values: Tensor, zero: int) -> Tensor:
+def _clip(values: Tensor, grid: EdgeGrid) -> Tensor:
     """Round half to even, add the zero point, saturate; float64 integers."""
-    return (values.double().round() + zero).clamp(0, LEVELS)
+    return (values.double().round() + grid.zero).clamp(0, grid.top)
 
 
 def quantize(x: Tensor, grid: EdgeGrid) -> Stored:
     """QuantizeLinear: `clip(round(x / scale) + zero)` with a float32 division."""
-    return Stored(_clip(x.float() / f32(grid.scale), grid.zero), grid)
+    return Stored(_clip(x.float() / f32(grid.scale), grid), grid)
 
 
 class IntegerNetwork(nn.Module):
@@ -198,7 +196,7 @@ def _store(value: Any, grid: EdgeGrid) -> Stored:
         return value.stored
     if isinstance(value, Accumulator):
         factor = _along(value.scale / f32(grid.scale), value)
-        return Stored(_clip(value.q.float() * factor, grid.zero), grid)
+        return Stored(_clip(value.q.float() * factor, grid), grid)
     return quantize(value, grid)
 
 
@@ -234,7 +232,7 @@ def _add(a: Stored, b: Stored, out: EdgeGrid) -> Stored:
     fixed = f32(out.zero) - both
     inner = (b.q * rb.double() + fixed.double()).float()
     total = (a.q * ra.double() + inner.double()).float()
-    return Stored(total.double().round().clamp(0, LEVELS), out)
+    return Stored(total.double().round().clamp(0, out.top), out)
 
 
 def _mul(node: Node, args: tuple[Any, ...], out: EdgeGrid) -> Stored | None:
@@ -243,7 +241,7 @@ def _mul(node: Node, args: tuple[Any, ...], out: EdgeGrid) -> Stored | None:
     a, b = args
     factor = f32(a.grid.scale) * f32(b.grid.scale) / f32(out.scale)
     product = ((a.q - a.grid.zero) * (b.q - b.grid.zero)).float()
-    return Stored(_clip(product * factor, out.zero), out)
+    return Stored(_clip(product * factor, out), out)
 
 
 def _average_pool(node: Node, args: tuple[Any, ...], out: EdgeGrid) -> Stored | None:
@@ -271,7 +269,7 @@ def _average_pool(node: Node, args: tuple[Any, ...], out: EdgeGrid) -> Stored | 
             count = count + ones[:, :, window[0], window[1]]
     mean = total / (f32(kernel[0] * kernel[1]) if count_pad else count)
     steps = mean / f32(out.scale) + f32(out.zero)
-    return Stored(steps.double().round().clamp(0, LEVELS), out)
+    return Stored(steps.double().round().clamp(0, out.top), out)
 
 
 def _pool_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -294,7 +292,7 @@ def _global_average(node: Node, args: tuple[Any, ...], out: EdgeGrid) -> Stored 
     size = x.q.shape[2] * x.q.shape[3]
     factor = f32(x.grid.scale) / (f32(out.scale) * f32(size))
     sums = (x.q - x.grid.zero).sum((2, 3), keepdim=True).float()
-    stored = Stored(_clip(sums * factor, out.zero), out)
+    stored = Stored(_clip(sums * factor, out), out)
     if node.target is aten.mean.dim and not (len(args) > 2 and args[2]):
         return Stored(stored.q.flatten(1), out)
     return stored

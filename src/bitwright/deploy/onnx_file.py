@@ -24,7 +24,8 @@ from bitwright.deploy.artefact import codes_by_width, rows_by_width
 from bitwright.deploy.integer import integer_bias
 from bitwright.deploy.placeholders import DOMAIN, OPSET, export, with_holes
 from bitwright.network import Layer
-from bitwright.quantize import Quantized
+from bitwright.network.ops import VALUE_PRESERVING
+from bitwright.quantize import EdgeGrid, Quantized
 
 
 class Builder:
@@ -187,6 +188,7 @@ def build_model(quantized: Quantized) -> ir.Model:
     weights = layer_weights(build, quantized)
     ready = _constant_weights(build, quantized, weights)
     grids = {e.name: quantized.edges[e.group] for e in network.edges if e.group in quantized.edges}
+    narrow = _narrow(quantized)
     head = list(build.nodes)
     by_name = {layer.name: layer for layer in network.layers}
     for node in list(graph):
@@ -203,18 +205,58 @@ def build_model(quantized: Quantized) -> ir.Model:
         else:
             grid = grids[name]
             step, zero = np.array(grid.scale, np.float32), u8(grid.zero)
-            stored = build.op("QuantizeLinear", node.inputs[0], step, zero)
+            source = node.inputs[0]
+            if name in narrow and source is not None:
+                source = _behind_clip(source, grid)
+            stored = build.op("QuantizeLinear", source, step, zero)
+            if name in narrow:  # the container saturates at 255 only
+                stored = build.op("Clip", stored, u8(0), u8(grid.top))
             stored.name = f"{name}.q"
             value = build.op("DequantizeLinear", stored, step, zero)
         graph.insert_before(node, build.nodes)
         for use in list(node.outputs[0].uses()):
             use.node.replace_input_with(use.idx, value)
-        graph.remove(node)
+        graph.remove(node, safe=True)
+    for node in [n for n in graph if n.op_type == "Clip" and not n.outputs[0].uses()]:
+        graph.remove(node)  # what stood in front of a narrow grid
     graph.insert_before(graph[0], head)
     for value in build.constants.values():
         graph.initializers[value.name] = value  # type: ignore[index]
     _tidy(model)
     return model
+
+
+def _narrow(quantized: Quantized) -> set[str]:
+    """Edges of fewer than 8 bits whose values are new: not those of another edge of their group."""
+    group = {e.name: e.group for e in quantized.network.edges}
+    found = set()
+    for node in quantized.network.module.graph.nodes:
+        grid = quantized.edges.get(group.get(node.name, -1))
+        if grid is None or grid.bits == 8:
+            continue
+        kept = node.target in VALUE_PRESERVING and all(
+            group.get(n.name) == group[node.name] for n in node.all_input_nodes
+        )
+        if not kept:
+            found.add(node.name)
+    return found
+
+
+def _behind_clip(value: ir.Value, grid: EdgeGrid) -> ir.Value:
+    """What a clip clips, where all of the grid that follows lies within it.
+
+    The runtime would leave it standing between a layer and its rescaling, as 255 steps of a narrow
+    grid reach beyond it.
+    """
+    node = value.producer()
+    if node is None or node.op_type != "Clip" or node.inputs[0] is None:
+        return value
+    ends = [None if v is None else ir.convenience.get_const_tensor(v) for v in node.inputs[1:3]]
+    low, high = (None if e is None else float(e.numpy()) for e in [*ends, None, None][:2])
+    inside = (low is None or low <= -grid.zero * grid.scale) and (
+        high is None or (grid.top - grid.zero) * grid.scale <= high
+    )
+    return node.inputs[0] if inside else value
 
 
 def _input_dtype(quantized: Quantized) -> Any:

@@ -229,11 +229,12 @@ class Run:
     @cached_property
     def edges(self) -> dict[int, quantize.EdgeGrid]:
         """Grids of the activations; none if they stay float."""
-        if self.settings.activations != 8:
+        if self.settings.activations is None:
             return {}
         return quantize.calibrate(
             self.network,
             self.calibration[:CALIBRATION_ROWS],
+            bits=self.settings.activations,
             chunk=_chunk(self.network),
             progress=lambda f: self.progress("calibrate activations", f),
         )

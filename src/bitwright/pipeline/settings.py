@@ -15,6 +15,7 @@ import yaml
 from bitwright.errors import BitwrightError
 from bitwright.network import Network
 from bitwright.pipeline.budget import Budget, parse_budget
+from bitwright.quantize import EDGE_WIDTHS
 from bitwright.quantize.scores import WIDTHS
 
 METHODS = ("channels", "cw-hawq", "layers", "uniform")
@@ -27,7 +28,7 @@ class Settings:
     Attributes:
         budget: bound on size; None when `max_kl` or `max_drop` decides.
         method: one of :data:`METHODS`.
-        activations: 8, or None for float.
+        activations: bits of every edge, 2 to 8, or None for float.
         epochs: of fine-tuning.
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
@@ -74,8 +75,10 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(f"skip must be names of layers, not {skip!r}")
     if settings.method not in METHODS:
         raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
-    if settings.activations not in (8, None):
-        raise BitwrightError(f"activations must be 8 or float, not {settings.activations}")
+    if settings.activations not in (*EDGE_WIDTHS, None):
+        raise BitwrightError(
+            f"activations must be 2 to 8 bits or float, not {settings.activations}"
+        )
     if settings.device not in ("cpu", "cuda"):
         raise BitwrightError(f"--device must be cpu or cuda, not {settings.device!r}")
     if settings.device == "cuda" and not torch.cuda.is_available():

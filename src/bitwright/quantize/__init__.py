@@ -1,6 +1,6 @@
 """Grids, rounding, activation ranges and correction: from a plan to a quantized network."""
 
-from bitwright.quantize.activations import EdgeGrid, calibrate
+from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.scores import channel_problem, layer_ties, plan_bits, trace_order
 from bitwright.quantize.simulate import simulate
@@ -13,6 +13,7 @@ from bitwright.quantize.weights import (
 )
 
 __all__ = [
+    "EDGE_WIDTHS",
     "EdgeGrid",
     "Quantized",
     "QuantizedLayer",

@@ -1,8 +1,8 @@
-"""Grids of the edges: unsigned 8 bits with the least squared error on calibration data."""
+"""Grids of the edges: unsigned, 2 to 8 bits, with the least squared error on calibration data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,28 @@ from torch.fx import Node
 
 from bitwright.network import Network, batches, run
 
-LEVELS = 255
+#: widths an edge may have; narrower ones than 8 are stored in 8 bits all the same
+EDGE_WIDTHS = tuple(range(2, 9))
 _BINS = 4096
 
 
 @dataclass(frozen=True)
 class EdgeGrid:
-    """`x ≈ scale · (q − zero)`, q in 0..255; scale is a float32 number."""
+    """`x ≈ scale · (q − zero)`, q in 0..2^bits − 1; scale is a float32 number."""
 
     scale: float
     zero: int
+    bits: int = 8
+
+    @property
+    def top(self) -> int:
+        """The largest q."""
+        return int(2**self.bits - 1)
 
 
 def fake_quantize(x: Tensor, grid: EdgeGrid) -> Tensor:
-    """`scale · (clip(round(x/scale) + zero, 0, 255) − zero)`."""
-    q = (x / grid.scale).round_().add_(grid.zero).clamp_(0, LEVELS)
+    """`scale · (clip(round(x/scale) + zero, 0, 2^bits − 1) − zero)`."""
+    q = (x / grid.scale).round_().add_(grid.zero).clamp_(0, grid.top)
     return q.sub_(grid.zero).mul_(grid.scale)
 
 
@@ -35,6 +42,7 @@ def calibrate(
     network: Network,
     x: Tensor,
     *,
+    bits: int | Mapping[int, int] = 8,
     constants: dict[str, Tensor] | None = None,
     chunk: int = 64,
     progress: Callable[[float], None] | None = None,
@@ -48,6 +56,7 @@ def calibrate(
     Args:
         network: captured network.
         x: [n, ...] calibration rows.
+        bits: width of all edges, or of each group.
         constants: quantized weights to calibrate with, instead of the float ones.
         chunk: rows in a pass.
         progress: called with the finished fraction.
@@ -60,6 +69,9 @@ def calibrate(
     def note_range(g: int, value: Tensor) -> None:
         low[g] = min(low.get(g, 0.0), float(value.min()))
         high[g] = max(high.get(g, 0.0), float(value.max()))
+
+    def width(g: int) -> int:
+        return bits if isinstance(bits, int) else bits[g]
 
     counts: dict[int, np.ndarray] = {}
 
@@ -74,7 +86,7 @@ def calibrate(
             if progress:
                 progress((step * len(pieces) + i + 1) / (2 * len(pieces)))
     return {
-        g: choose(counts[g], low[g], high[g], edges[g].at_zero, edges[g].ceiling)
+        g: choose(counts[g], low[g], high[g], edges[g].at_zero, edges[g].ceiling, width(g))
         for g in sorted(counts)
     }
 
@@ -102,7 +114,12 @@ def _visit(
 
 
 def choose(
-    counts: np.ndarray, low: float, high: float, at_zero: bool, ceiling: float = np.inf
+    counts: np.ndarray,
+    low: float,
+    high: float,
+    at_zero: bool,
+    ceiling: float = np.inf,
+    bits: int = 8,
 ) -> EdgeGrid:
     """The grid with the least squared error for a histogram over [low, high] (with 0 inside).
 
@@ -111,30 +128,33 @@ def choose(
         low, high: range of the histogram; `low <= 0 <= high`.
         at_zero: force zero point 0 (nothing below zero is kept).
         ceiling: the grid's largest value may not pass it.
+        bits: width of the grid.
     """
     if high - low < 1e-12:
-        return EdgeGrid(1.0, 0 if at_zero else 128)
+        return EdgeGrid(1.0, 0 if at_zero else 2 ** (bits - 1), bits)
     centres = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
-    fractions = np.concatenate([np.linspace(0.2, 0.6, 9), np.linspace(0.64, 1.0, 19)])
+    coarse = np.linspace(0.1, 0.2, 4)[: 4 if bits < 6 else 0]  # few levels clip more
+    fractions = np.concatenate([coarse, np.linspace(0.2, 0.6, 9), np.linspace(0.64, 1.0, 19)])
     lows = [0.0] if at_zero or low == 0 else [low * f for f in fractions]
-    best = (np.inf, EdgeGrid(1.0, 0))
+    best = (np.inf, EdgeGrid(1.0, 0, bits))
     for bottom in lows:
         for top in [high * f for f in fractions] if high > 0 else [0.0]:
-            grid = make_grid(bottom, min(top, ceiling))
-            if grid.scale * (LEVELS - grid.zero) > ceiling:  # a zero rounded down lifts the top
-                step = np.float32(ceiling / (LEVELS - grid.zero))
-                if float(step) * (LEVELS - grid.zero) > ceiling:
+            grid = make_grid(bottom, min(top, ceiling), bits)
+            if grid.scale * (grid.top - grid.zero) > ceiling:  # a zero rounded down lifts the top
+                step = np.float32(ceiling / (grid.top - grid.zero))
+                if float(step) * (grid.top - grid.zero) > ceiling:
                     step = np.nextafter(step, np.float32(0))
-                grid = EdgeGrid(float(step), grid.zero)
-            q = np.clip(np.rint(centres / grid.scale) + grid.zero, 0, LEVELS)
+                grid = EdgeGrid(float(step), grid.zero, bits)
+            q = np.clip(np.rint(centres / grid.scale) + grid.zero, 0, grid.top)
             error = float((counts * (grid.scale * (q - grid.zero) - centres) ** 2).sum())
             if error < best[0]:
                 best = (error, grid)
     return best[1]
 
 
-def make_grid(low: float, high: float) -> EdgeGrid:
+def make_grid(low: float, high: float, bits: int = 8) -> EdgeGrid:
     """The grid over [low, high] (extended to hold 0) whose zero is a level."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(np.float32(max(high - low, 1e-12) / LEVELS))
-    return EdgeGrid(scale, int(np.clip(np.rint(-low / scale), 0, LEVELS)))
+    top = 2**bits - 1
+    scale = float(np.float32(max(high - low, 1e-12) / top))
+    return EdgeGrid(scale, int(np.clip(np.rint(-low / scale), 0, top)), bits)

@@ -185,6 +185,6 @@ def _straight(weight: Tensor, log_step: Tensor, grid: Grid) -> Tensor:
 
 
 def _straight_edge(x: Tensor, grid: EdgeGrid) -> Tensor:
-    scaled = (x / grid.scale + grid.zero).clamp(0, 255)
+    scaled = (x / grid.scale + grid.zero).clamp(0, grid.top)
     levels = scaled + (scaled.round() - scaled).detach()
     return (levels - grid.zero) * grid.scale
