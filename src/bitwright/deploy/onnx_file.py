@@ -23,8 +23,7 @@ from bitwright.arith.packing import PLANES, pack, parts
 from bitwright.deploy.artefact import codes_by_width, rows_by_width
 from bitwright.deploy.integer import integer_bias
 from bitwright.deploy.placeholders import DOMAIN, OPSET, export, with_holes
-from bitwright.network import Layer
-from bitwright.network.ops import VALUE_PRESERVING
+from bitwright.network import Layer, fresh_edges
 from bitwright.quantize import EdgeGrid, Quantized
 
 
@@ -227,19 +226,14 @@ def build_model(quantized: Quantized) -> ir.Model:
 
 
 def _narrow(quantized: Quantized) -> set[str]:
-    """Edges of fewer than 8 bits whose values are new: not those of another edge of their group."""
+    """Edges of fewer than 8 bits whose values are new."""
     group = {e.name: e.group for e in quantized.network.edges}
-    found = set()
-    for node in quantized.network.module.graph.nodes:
-        grid = quantized.edges.get(group.get(node.name, -1))
-        if grid is None or grid.bits == 8:
-            continue
-        kept = node.target in VALUE_PRESERVING and all(
-            group.get(n.name) == group[node.name] for n in node.all_input_nodes
-        )
-        if not kept:
-            found.add(node.name)
-    return found
+    eight = EdgeGrid(1.0, 0)
+    return {
+        name
+        for name in fresh_edges(quantized.network)
+        if quantized.edges.get(group[name], eight).bits < 8
+    }
 
 
 def _behind_clip(value: ir.Value, grid: EdgeGrid) -> ir.Value:

@@ -306,6 +306,20 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
     )
 
 
+def fresh_edges(network: Network) -> set[str]:
+    """Edges with values of their own: not all taken from other edges of their group."""
+    group = {e.name: e.group for e in network.edges}
+    return {
+        node.name
+        for node in network.module.graph.nodes
+        if node.name in group
+        and not (
+            node.target in VALUE_PRESERVING | {aten.cat.default}
+            and all(group.get(n.name) == group[node.name] for n in node.all_input_nodes)
+        )
+    }
+
+
 def _ceiling(node: Node) -> float:
     if node.target is aten.relu6.default:
         return 6.0

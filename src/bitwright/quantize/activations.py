@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,6 @@ def calibrate(
 ) -> dict[int, EdgeGrid]:
     """One grid for each group of tied edges, from two passes over `x`.
 
-    The first pass finds the range, the second a histogram of 4,096 bins over it; the clipping range
-    within it with the least squared error (rounding inside, clipping outside) is taken. Zero is
-    always a level, exactly: padding and ReLU need it.
-
     Args:
         network: captured network.
         x: [n, ...] calibration rows.
@@ -61,52 +57,89 @@ def calibrate(
         chunk: rows in a pass.
         progress: called with the finished fraction.
     """
+    found = histograms(network, x, constants=constants, chunk=chunk, progress=progress)
+    return {g: h.grid(bits if isinstance(bits, int) else bits[g]) for g, h in found.items()}
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Values of one group of edges: counts float64 [bins] over [low, high], with 0 inside.
+
+    `at_zero` and `ceiling` are those of :class:`~bitwright.network.Edge`.
+    """
+
+    counts: np.ndarray
+    low: float
+    high: float
+    at_zero: bool
+    ceiling: float
+
+    def grid(self, bits: int) -> EdgeGrid:
+        """The grid with the least squared error."""
+        return choose(self.counts, self.low, self.high, self.at_zero, self.ceiling, bits)
+
+
+def histograms(
+    network: Network,
+    x: Tensor,
+    *,
+    constants: dict[str, Tensor] | None = None,
+    chunk: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> dict[int, Histogram]:
+    """Group of tied edges -> its values on `x`, from two passes.
+
+    The first pass finds the range, the second a histogram of 4,096 bins over it; a grid is then the
+    clipping range within it with the least squared error (rounding inside, clipping outside). Zero
+    is always a level, exactly: padding and ReLU need it. Arguments as for :func:`calibrate`.
+    """
     group = {e.name: e.group for e in network.edges}
     edges = {e.group: e for e in network.edges}
     low: dict[int, float] = {}
     high: dict[int, float] = {}
 
-    def note_range(g: int, value: Tensor) -> None:
+    def note_range(name: str, value: Tensor) -> None:
+        g = group[name]
         low[g] = min(low.get(g, 0.0), float(value.min()))
         high[g] = max(high.get(g, 0.0), float(value.max()))
 
-    def width(g: int) -> int:
-        return bits if isinstance(bits, int) else bits[g]
-
     counts: dict[int, np.ndarray] = {}
 
-    def note_counts(g: int, value: Tensor) -> None:
+    def note_counts(name: str, value: Tensor) -> None:
+        g = group[name]
         hist = torch.histc(value.float(), _BINS, low[g], max(high[g], low[g] + 1e-12))
         counts[g] = counts.get(g, np.zeros(_BINS)) + hist.double().numpy()
 
     pieces = batches(x, chunk)
     for step, note in enumerate((note_range, note_counts)):
         for i, rows in enumerate(pieces):
-            _visit(network, rows, group, note, constants)
+            watch(network, rows, group, note, constants)
             if progress:
                 progress((step * len(pieces) + i + 1) / (2 * len(pieces)))
     return {
-        g: choose(counts[g], low[g], high[g], edges[g].at_zero, edges[g].ceiling, width(g))
+        g: Histogram(counts[g], low[g], high[g], edges[g].at_zero, edges[g].ceiling)
         for g in sorted(counts)
     }
 
 
-def _visit(
+def watch(
     network: Network,
     rows: Tensor,
-    group: dict[str, int],
-    note: Callable[[int, Tensor], None],
-    constants: dict[str, Tensor] | None,
+    names: Collection[str],
+    note: Callable[[str, Tensor], None],
+    constants: dict[str, Tensor] | None = None,
 ) -> None:
+    """One pass over `rows` that shows `note` the values of the edges `names`."""
+
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = node.target(*args, **kwargs)  # type: ignore[operator]
-        if node.name in group:
-            note(group[node.name], value)
+        if node.name in names:
+            note(node.name, value)
         return value
 
     def enter(node: Node, value: Tensor) -> Tensor:
-        if node.name in group:
-            note(group[node.name], value)
+        if node.name in names:
+            note(node.name, value)
         return value
 
     with torch.no_grad():
