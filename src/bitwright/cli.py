@@ -53,7 +53,7 @@ MaxDrop = Annotated[
 ]
 MaxKl = Annotated[float | None, typer.Option(help="Smallest file within so much KL (nats).")]
 Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
-Activations = Annotated[str, typer.Option(help="Bits of every activation, 2 to 8, or float.")]
+Activations = Annotated[str, typer.Option(help="Mean bits of activations, 2 to 8, or float.")]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
@@ -211,8 +211,14 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     from bitwright.pipeline.settings import Settings, check_settings, read_overrides
     from bitwright.task import assemble, load_task
 
-    if given["activations"] not in ("float", *"2345678"):
-        raise BitwrightError(f"--activations must be 2 to 8 or float, not {given['activations']!r}")
+    activations = None
+    if given["activations"] != "float":
+        try:
+            activations = float(given["activations"])
+        except ValueError:
+            raise BitwrightError(
+                f"--activations must be 2 to 8 or float, not {given['activations']!r}"
+            ) from None
     goal = given["budget"]
     if goal is None and given["max_kl"] is None and given["max_drop"] is None:
         goal = "3bit"
@@ -220,7 +226,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
         Settings(
             budget=None if goal is None else parse_budget(goal),
             method=given["method"],
-            activations=None if given["activations"] == "float" else int(given["activations"]),
+            activations=activations,
             epochs=given["epochs"],
             seed=given["seed"],
             max_kl=given["max_kl"],

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright import curvature, quantize
+from bitwright import allocate, curvature, quantize
 from bitwright.allocate import Plan, Problem
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
@@ -229,15 +229,19 @@ class Run:
     @cached_property
     def edges(self) -> dict[int, quantize.EdgeGrid]:
         """Grids of the activations; none if they stay float."""
-        if self.settings.activations is None:
+        mean = self.settings.activations
+        if mean is None:
             return {}
-        return quantize.calibrate(
-            self.network,
-            self.calibration[:CALIBRATION_ROWS],
-            bits=self.settings.activations,
-            chunk=_chunk(self.network),
-            progress=lambda f: self.progress("calibrate activations", f),
-        )
+        x, chunk = self.calibration[:CALIBRATION_ROWS], _chunk(self.network)
+        progress = partial(self.progress, "calibrate activations")
+        if self.settings.method == "uniform" or mean == 8:
+            return quantize.calibrate(
+                self.network, x, bits=int(mean), chunk=chunk, progress=progress
+            )
+        tables = quantize.edge_tables(self.network, x, chunk=chunk, progress=progress)
+        problem = quantize.edge_problem(self.network, self.sensitivity, tables, mean)
+        widths = allocate.knapsack(problem).bits.tolist()
+        return {g: tables[g].grids[b] for g, b in zip(sorted(tables), widths, strict=True)}
 
     @cached_property
     def bench(self) -> Workbench:

@@ -28,7 +28,8 @@ class Settings:
     Attributes:
         budget: bound on size; None when `max_kl` or `max_drop` decides.
         method: one of :data:`METHODS`.
-        activations: bits of every edge, 2 to 8, or None for float.
+        activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
+            edge gets its own width by curvature; one width for all with the method `uniform`.
         epochs: of fine-tuning.
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
@@ -42,7 +43,7 @@ class Settings:
 
     budget: Budget | None = field(default_factory=lambda: parse_budget("3bit"))
     method: str = "channels"
-    activations: int | None = 8
+    activations: float | None = 8
     epochs: int = 0
     seed: int = 0
     max_kl: float | None = None
@@ -75,10 +76,10 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(f"skip must be names of layers, not {skip!r}")
     if settings.method not in METHODS:
         raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
-    if settings.activations not in (*EDGE_WIDTHS, None):
-        raise BitwrightError(
-            f"activations must be 2 to 8 bits or float, not {settings.activations}"
-        )
+    bits: Any = settings.activations
+    number = isinstance(bits, int | float) and not isinstance(bits, bool)
+    if bits is not None and not (number and EDGE_WIDTHS[0] <= bits <= EDGE_WIDTHS[-1]):
+        raise BitwrightError(f"activations must be 2 to 8 or float, not {bits!r}")
     if settings.device not in ("cpu", "cuda"):
         raise BitwrightError(f"--device must be cpu or cuda, not {settings.device!r}")
     if settings.device == "cuda" and not torch.cuda.is_available():

@@ -172,7 +172,7 @@ def _edge_rows(run: Run) -> tuple[EdgeRow, ...]:
             continue
         size = max(int(np.prod(edge.shape)), 1)
         trace = float(run.sensitivity.edges[edge.name].value.sum() / size)
-        rows.append(EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, None))
+        rows.append(EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, None, grid.bits))
     return tuple(rows)
 
 

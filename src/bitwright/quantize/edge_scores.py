@@ -10,7 +10,7 @@ traces of whole activations; by channels the error is where the curvature is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +36,25 @@ class EdgeTable:
     errors: Mapping[str, np.ndarray]
 
 
-def edge_tables(network: Network, x: Tensor, *, chunk: int = 64) -> dict[int, EdgeTable]:
+def edge_tables(
+    network: Network,
+    x: Tensor,
+    *,
+    chunk: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> dict[int, EdgeTable]:
     """Grids of all widths for each group, and their errors on `x`.
 
     Args:
-        network: captured network; x: [n, ...] calibration rows; chunk: rows in a pass.
+        network: captured network.
+        x: [n, ...] calibration rows.
+        chunk: rows in a pass.
+        progress: called with the finished fraction of the first two of three passes.
     """
     group = {e.name: e.group for e in network.edges}
     grids = {
         g: {bits: h.grid(bits) for bits in EDGE_WIDTHS}
-        for g, h in histograms(network, x, chunk=chunk).items()
+        for g, h in histograms(network, x, chunk=chunk, progress=progress).items()
     }
     fresh = fresh_edges(network)
     errors: dict[str, Tensor] = {}

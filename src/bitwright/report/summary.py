@@ -60,9 +60,10 @@ class EdgeRow:
     Attributes:
         name: of the value in the graph.
         shape: of one input's activation, without the batch.
-        scale, zero_point: value = scale · (q − zero_point), q in 0..255.
+        scale, zero_point: value = scale · (q − zero_point), q in 0..2^bits − 1.
         trace: mean Hessian trace per element; None if not measured.
         saturated_fraction: share of calibration values outside the grid; None if not measured.
+        bits: width of the grid.
     """
 
     name: str
@@ -71,6 +72,7 @@ class EdgeRow:
     zero_point: int
     trace: float | None
     saturated_fraction: float | None
+    bits: int = 8
 
 
 @dataclass(frozen=True)
