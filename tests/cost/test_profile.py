@@ -65,7 +65,7 @@ def test_shapes_are_those_of_the_calls(network: Network):
     ]
     assert [str(shape) for _, shape in found] == [
         "conv2d 8×1×3×3 on 1×8×8",
-        "conv2d 12×8×3×3 stride 2 on 8×8×8",
+        "conv2d 12×8×3×3 /2 on 8×8×8",
         "linear 4×12 on 12",
     ]
     assert str(SHAPES["signal"]) == "conv1d 6×2×5 dilation 2 on 2×16"

@@ -34,10 +34,10 @@ class LayerShape:
     stored: bool
 
     def __str__(self) -> str:
-        """`conv2d 32×16×3×3 stride 2 on 16×28×28`."""
+        """`conv2d 32×16×3×3 /2 on 16×28×28`: weight, stride, input."""
         words = [self.kind, _times(self.weight)]
         if set(self.stride) - {1}:
-            words.append(f"stride {_short(self.stride)}")
+            words.append(f"/{_short(self.stride)}")
         if set(self.dilation) - {1}:
             words.append(f"dilation {_short(self.dilation)}")
         if self.groups > 1:

@@ -19,15 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright import curvature, quantize
+from bitwright import cost, curvature, quantize
 from bitwright.allocate import Plan, Problem
 from bitwright.allocate import plan as plans
+from bitwright.allocate.problem import Limit
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
 from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
+from bitwright.pipeline.budget import parse_bops, parse_latency
 from bitwright.pipeline.judge import Judgement, answers_of, judge
+from bitwright.pipeline.limits import bops_limit, latency_limit, require_limits, with_totals
 from bitwright.pipeline.preflight import Preflight, preflight
 from bitwright.pipeline.search import (
     REWARD_CORRECTION_ROWS,
@@ -181,13 +184,64 @@ class Run:
         s = self.settings
         if s.max_drop is not None:
             self._labels_and_metric()
+        timed = s.max_latency is not None and s.profile is None  # in the folder, later
+        require_limits(self.network, self.bounds, self._bops if timed else self.limits)
         if s.budget is None:
             return
         if s.budget.mean_bits is not None:
             budget_bits = int(s.budget.mean_bits * self.network.weights)
             require_within(self.network, budget_bits, self.bounds)
-        elif not (self.folder.is_dir() and self._searched):
+        elif timed or not (self.folder.is_dir() and self._searched):
             require_bytes(self.network, self.tables, self.edges, self._target_bytes, self.bounds)
+
+    # ---------------------------------------------------------------- limits
+
+    def profile(self, threads: int = 1, repeats: int = 100) -> cost.Profile:
+        """Times of all layer shapes here, measured where they are not known; `profile.json`."""
+        path = self.store.path("profile.json")
+        _, float_file = self._flight
+        with self.store.timed("profile"):
+            return cost.profile(
+                self.network,
+                float_file,
+                self.calibration,
+                path,
+                threads=threads,
+                repeats=repeats,
+                progress=lambda f: self.progress("profile", f),
+            )
+
+    @cached_property
+    def times(self) -> cost.Profile:
+        """The profile that a bound on the latency is checked by: the given one, or our own."""
+        if self.settings.profile is not None:
+            return cost.read(Path(self.settings.profile))
+        path = self.store.path("profile.json")
+        if not path.exists():
+            return self.profile()
+        before = cost.read(path)
+        return self.profile(before.machine.threads, before.repeats)
+
+    @cached_property
+    def _bops(self) -> tuple[Limit, ...]:
+        s = self.settings
+        if s.max_bops is None:
+            return ()
+        return (bops_limit(self.network, parse_bops(s.max_bops), s.activations),)
+
+    @cached_property
+    def limits(self) -> tuple[Limit, ...]:
+        """Bounds beside the budget.
+
+        Raises:
+            BitwrightError: no plan fits one; the message gives its feasible range.
+        """
+        s, found = self.settings, self._bops
+        if s.max_latency is not None:
+            bound = parse_latency(s.max_latency)
+            found = (*found, latency_limit(self.network, self.times, bound, s.activations))
+        require_limits(self.network, self.bounds, found)
+        return found
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
@@ -241,6 +295,7 @@ class Run:
     @cached_property
     def bench(self) -> Workbench:
         """Grids of weights and edges, and what correction needs."""
+        limits = self.limits  # first: they may be infeasible, and what follows is slow
         return Workbench(
             self.network,
             self.sensitivity,
@@ -251,6 +306,7 @@ class Run:
             self.task.class_axis,
             self.bounds,
             self.pool,
+            limits,
         )
 
     @property
@@ -267,6 +323,7 @@ class Run:
             json.dumps(s.overrides, sort_keys=True),
             s.evaluations if s.method == "cw-hawq" else 0,
             self._labels_key if s.max_drop is not None else "",
+            *(part for li in self.limits for part in (li.name, li.unit, li.bound, li.cost)),
         )
 
     @property
@@ -299,7 +356,7 @@ class Run:
                 )
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
-            write_text(path, plans.to_json(found))
+            write_text(path, with_totals(plans.to_json(found), found, self.limits))
         return _read_plan(path, problem)
 
     @cached_property
