@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from bitwright import cost
-from bitwright.allocate import Plan, Problem
-from bitwright.allocate.problem import Limit, require_feasible
+from bitwright.allocate import Limit, Plan, Problem, require_feasible
 from bitwright.cost import Profile
 from bitwright.network import Network
 from bitwright.pipeline.budget import Bound
@@ -55,27 +52,6 @@ def require_limits(network: Network, bounds: Bounds, limits: tuple[Limit, ...]) 
     require_feasible(Problem(names, WIDTHS, blank, price, budget, allowed, tie, limits))
 
 
-def totals(plan: Plan, limits: tuple[Limit, ...]) -> list[float]:
-    """What the plan takes of each limit, in its unit."""
-    rows = np.arange(len(plan.choice))
-    return [float(limit.cost[rows, plan.choice].sum()) for limit in limits]
-
-
-def lines(plan: Plan, limits: tuple[Limit, ...]) -> list[str]:
+def lines(plan: Plan) -> list[str]:
     """`BOPs: 0.412 of at most 1.2 G`, one line a limit."""
-    return [
-        f"{limit.name}: {total:.4g} of at most {limit.bound:.4g} {limit.unit}"
-        for limit, total in zip(limits, totals(plan, limits), strict=True)
-    ]
-
-
-def with_totals(text: str, plan: Plan, limits: tuple[Limit, ...]) -> str:
-    """The JSON of a plan with what it takes of each limit."""
-    if not limits:
-        return text
-    found = json.loads(text)
-    found["limits"] = [
-        {"name": limit.name, "unit": limit.unit, "total": total, "bound": limit.bound}
-        for limit, total in zip(limits, totals(plan, limits), strict=True)
-    ]
-    return json.dumps(found, indent=1)
+    return [f"{t.name}: {t.total:.4g} of at most {t.bound:.4g} {t.unit}" for t in plan.limits]

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from bitwright import cost, curvature, quantize
-from bitwright.allocate import Plan, Problem
+from bitwright.allocate import Limit, Plan, Problem
 from bitwright.allocate import plan as plans
-from bitwright.allocate.problem import Limit
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
 from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
@@ -30,7 +29,7 @@ from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline.budget import parse_bops, parse_latency
 from bitwright.pipeline.judge import Judgement, answers_of, judge
-from bitwright.pipeline.limits import bops_limit, latency_limit, require_limits, with_totals
+from bitwright.pipeline.limits import bops_limit, latency_limit, require_limits
 from bitwright.pipeline.preflight import Preflight, preflight
 from bitwright.pipeline.search import (
     REWARD_CORRECTION_ROWS,
@@ -356,7 +355,7 @@ class Run:
                 )
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
-            write_text(path, with_totals(plans.to_json(found), found, self.limits))
+            write_text(path, plans.to_json(found))
         return _read_plan(path, problem)
 
     @cached_property

@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from bitwright import allocate, quantize
-from bitwright.allocate import Plan, Problem
-from bitwright.allocate.problem import Limit
+from bitwright.allocate import Limit, Plan, Problem
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity
 from bitwright.curvature.divergence import per_sample

@@ -148,7 +148,7 @@ def _notes(run: Run) -> tuple[str, ...]:
 
 def limit_lines(run: Run) -> list[str]:
     """What the plan takes of each bound beside the budget, and what is not in it."""
-    found = lines(run.plan, run.limits)
+    found = lines(run.plan)
     if found and run.network.skipped:
         found.append("layers left in float are not in these sums")
     if run.settings.max_latency is not None:
