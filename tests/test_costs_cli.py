@@ -87,6 +87,9 @@ def test_profile_prints_the_table(
     assert call("profile", "--out", str(out), "--repeats", "7", "--quiet") == 0
     assert capsys.readouterr().out == printed and len(no_clock) == 3
     assert (out / "profile.json").read_bytes() == before
+    assert call("profile", "--out", str(out), "--repeats", "7", "--skip", "0", "--quiet") == 0
+    skipped = capsys.readouterr().out
+    assert "8×1×3×3" not in skipped and "12×8×3×3" in skipped and len(no_clock) == 3
     (out / "profile.json").write_text("mine")
     assert "no profile" in refused(capsys, "profile", "--out", str(out), "--quiet")
     assert (out / "profile.json").read_text() == "mine"

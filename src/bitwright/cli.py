@@ -117,9 +117,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
         if model is None and task is None:
-            sources = {k: context.get_parameter_source(k) for k in given}
-            typed = {k for k, source in sources.items() if source and source.name == "COMMANDLINE"}
-            given = _remembered(out, given, typed)
+            given = _remembered(out, given, _typed(context))
         _perform(given, out, quiet, act)
 
     command.__doc__ = help_text
@@ -182,6 +180,12 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         print("bitwright: interrupted; the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _typed(context: typer.Context) -> set[str]:
+    """Names of the run's options that stand on the command line."""
+    sources = {k: context.get_parameter_source(k) for k in _REMEMBERED}
+    return {k for k, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def _remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, Any]:
@@ -515,7 +519,7 @@ def profile(
         "skip": skip, "overrides": overrides,
     }  # fmt: skip
     if model is None and task is None:
-        given = _remembered(out, given, set())
+        given = _remembered(out, given, _typed(context))
     _perform(given, out, quiet, partial(_profile, threads, repeats), goal=False)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from bitwright.cost import bops_per_bit
 from bitwright.network import build
 from deploy import nets
+from mutants import mutant
 from small import Fn
 
 #: [1, 8, 8] -> stem 6 channels at 8×8 of 1·3·3 weights -> grouped: 4 channels at 4×4 (stride 2)
@@ -69,3 +71,20 @@ def test_layers_left_in_float_are_not_counted():
     network = build(image(), torch.zeros(2, 1, 8, 8), skip=("stem",))
     rest = {name: count for name, count in IMAGE.items() if name != "stem"}
     assert bops_per_bit(network).tolist() == by_hand(rest, 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("for name in layer.calls:", "for name in layer.calls[-1:]:"),  # once for two calls
+        ('node.meta["row_shape"]', "layer.shape[2:]"),  # positions of the kernel
+        ("// layer.rows *", "*"),  # a layer's count for each channel
+        ("FLOAT_BITS = 32", "FLOAT_BITS = 8"),
+    ],
+)
+def test_a_wrong_count_is_seen(old: str, new: str):
+    wrong = mutant("cost.bops", old, new).bops_per_bit
+    twice = build(nets.twice().eval(), torch.zeros(2, *nets.IMAGE))
+    counts = {"a": (6, 64 * 27), "b": (6, 2 * 64 * 54), "head": (5, 6)}
+    right = wrong(twice).tolist() == by_hand(counts, 8)
+    assert not right or wrong(twice, None).tolist() != by_hand(counts, 32)
