@@ -9,8 +9,10 @@ import logging
 import shlex
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +54,18 @@ MaxDrop = Annotated[
     float | None, typer.Option(help="Smallest file that loses at most so many points.")
 ]
 MaxKl = Annotated[float | None, typer.Option(help="Smallest file within so much KL (nats).")]
+MaxBops = Annotated[
+    str | None,
+    typer.Option(help="Bound on Σ MACs × weight bits × activation bits: 300M, 1.2G, 3T."),
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(help="Bound on the sum of the layers' times: 800us, 3ms. Measured here, or:"),
+]
+ProfileFile = Annotated[
+    str | None,
+    typer.Option("--profile", help="profile.json of `bitwright profile`, with those times."),
+]
 Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
 Activations = Annotated[str, typer.Option(help="Mean bits of activations, 2 to 8, or float.")]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
@@ -63,11 +77,14 @@ Skip = Annotated[
 Evaluations = Annotated[int, typer.Option(help="Plans that cw-hawq evaluates.")]
 Rows = Annotated[int, typer.Option("--calibration-rows", help="Used at most.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda: where measuring and fine-tuning run.")]
+Threads = Annotated[int, typer.Option(help="Of the runtime; 0: as it chooses.")]
+Repeats = Annotated[int, typer.Option(help="Runs behind each median.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "seed", "skip", "evaluations", "calibration_rows", "device",
+    "max_bops", "max_latency", "profile",
 )  # fmt: skip
 
 
@@ -93,13 +110,14 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         evaluations: Evaluations = 150,
         calibration_rows: Rows = 1024,
         device: Device = "cpu",
+        max_bops: MaxBops = None,
+        max_latency: MaxLatency = None,
+        profile: ProfileFile = None,
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
         if model is None and task is None:
-            sources = {k: context.get_parameter_source(k) for k in given}
-            typed = {k for k, source in sources.items() if source and source.name == "COMMANDLINE"}
-            given = _remembered(out, given, typed)
+            given = _remembered(out, given, _typed(context))
         _perform(given, out, quiet, act)
 
     command.__doc__ = help_text
@@ -107,7 +125,11 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
 
 
 def _perform(
-    given: dict[str, Any], out: Path, quiet: bool, act: Callable[[Any, Console, str], None]
+    given: dict[str, Any],
+    out: Path,
+    quiet: bool,
+    act: Callable[[Any, Console, str], None],
+    goal: bool = True,
 ) -> None:
     from bitwright.curvature import processes
     from bitwright.pipeline import Run
@@ -131,7 +153,7 @@ def _perform(
             bars.print(note)
         with _without_logs():
             _ = run.network  # nothing is written for a model that cannot be traced
-        if act not in (_preflight, _measure):
+        if goal and act not in (_preflight, _measure):
             run.check_goal()
         _ = run.preflight
         _remember(run.store.path("run.json"), given)
@@ -158,6 +180,12 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         print("bitwright: interrupted; the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _typed(context: typer.Context) -> set[str]:
+    """Names of the run's options that stand on the command line."""
+    sources = {k: context.get_parameter_source(k) for k in _REMEMBERED}
+    return {k for k, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def _remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, Any]:
@@ -236,6 +264,9 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             evaluations=given["evaluations"],
             calibration_rows=given["calibration_rows"],
             device=given["device"],
+            max_bops=given["max_bops"],
+            max_latency=given["max_latency"],
+            profile=given["profile"],
         )
     )
     if given["task"] is not None:
@@ -338,6 +369,8 @@ def _measure(run: Any, console: Console, name: str) -> None:
 
 
 def _search(run: Any, console: Console, name: str) -> None:
+    from bitwright.pipeline.summarize import limit_lines
+
     plan = run.plan
     console.print(
         f"{plan.method}: {plan.cost:,} bits, {plan.cost / run.network.weights:.4f} a weight, "
@@ -348,7 +381,50 @@ def _search(run: Any, console: Console, name: str) -> None:
             f"{run.within_error:.0%} of the weights would get another width if the traces came out "
             "one standard error off (more calibration rows make them surer)"
         )
+    for line in limit_lines(run):
+        console.print(line)
     console.print(str(run.store.path("plan.json")), soft_wrap=True)
+
+
+def _profile(threads: int, repeats: int, run: Any, console: Console, name: str) -> None:
+    from bitwright.cost import calls
+
+    found = run.profile(threads, repeats)
+    count = Counter(shape for _, shape in calls(run.network))
+    rows = [row for row in found.rows if row.shape in count]
+    widths = [w.bits for w in rows[0].int8]
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    against = [f"{b}:{widths[-1]}" for b in widths]
+    for column in ("layer shape", "calls", "float µs", "int8 µs", "p95", *against):
+        table.add_column(column, justify="left" if column == "layer shape" else "right")
+    for row in rows:
+        *narrow, widest = [w.time for w in row.int8]
+        table.add_row(
+            str(row.shape),
+            str(count[row.shape]),
+            f"{1e6 * row.float32.median_s:.1f}",
+            f"{1e6 * row.int8_s:.1f}",
+            f"{1e6 * widest.p95_s:.1f}",
+            *(f"{t.median_s / max(widest.median_s, 1e-9):.2f}" for t in (*narrow, row.control)),
+        )
+    console.print(f"{name}: {found.machine}, {found.repeats} repeats", soft_wrap=True)
+    console.print(table)
+    top = widths[-1]
+    console.print(
+        f"{', '.join(against[:-1])}: time at these bits over time at {top}; {against[-1]}: of a "
+        f"second copy at {top}, the noise. All widths are unpacked to 8 bits at load: fewer bits "
+        "make the file smaller, not the network faster.",
+        soft_wrap=True,
+    )
+    for form, seconds, total in (
+        ("float", found.whole.float_s, found.whole.float_sum_s),
+        ("8-bit", found.whole.int8_s, found.whole.int8_sum_s),
+    ):
+        console.print(
+            f"whole network, {form}: {1e3 * seconds:.3f} ms, {seconds / max(total, 1e-9):.2f} of "
+            f"the {1e3 * total:.3f} ms of its layers"
+        )
+    console.print(str(run.store.path("profile.json")), soft_wrap=True)
 
 
 def _quantize(run: Any, console: Console, name: str) -> None:
@@ -401,6 +477,14 @@ for _name, (_help, _act) in _COMMANDS.items():
     app.command(_name, help=_help)(_stage(_help, _act))
 
 
+def _defaults() -> dict[str, Any]:
+    """Options of a run that nobody typed."""
+    return dict.fromkeys(_REMEMBERED) | {
+        "method": "channels", "epochs": 0, "seed": 0, "activations": "8", "evaluations": 150,
+        "calibration_rows": 1024, "device": "cpu",
+    }  # fmt: skip
+
+
 @app.command()
 def demo(
     out: Out = Path("build/demo"),
@@ -411,13 +495,38 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Compress the embedded default: a small residual network on Fashion-MNIST."""
-    given: dict[str, Any] = dict.fromkeys(_REMEMBERED)
-    given |= {
-        "model": "demo", "data": "demo", "budget": budget, "method": method, "epochs": epochs,
-        "seed": seed, "activations": "8", "evaluations": 150, "calibration_rows": 1024,
-        "device": "cpu",
+    given = {
+        **_defaults(), "model": "demo", "data": "demo", "budget": budget, "method": method,
+        "epochs": epochs, "seed": seed,
     }  # fmt: skip
     _perform(given, out, quiet, _compress)
+
+
+@app.command()
+def profile(
+    context: typer.Context,
+    model: Model = None,
+    weights: Weights = None,
+    data: DataSpec = None,
+    task: TaskSpec = None,
+    skip: Skip = None,
+    overrides: Overrides = None,
+    out: Out = Path("build/profile"),
+    threads: Threads = 1,
+    repeats: Repeats = 100,
+    quiet: Quiet = False,
+) -> None:
+    """Time every layer shape in the runtime here; `search --max-latency` reads the table."""
+    for name, value, least in (("--threads", threads, 0), ("--repeats", repeats, 1)):
+        if value < least:
+            raise BitwrightError(f"{name} must be {least} or more, not {value}")
+    given = {
+        **_defaults(), "model": model, "weights": weights, "data": data, "task": task,
+        "skip": skip, "overrides": overrides,
+    }  # fmt: skip
+    if model is None and task is None:
+        given = _remembered(out, given, _typed(context))
+    _perform(given, out, quiet, partial(_profile, threads, repeats), goal=False)
 
 
 def main() -> None:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bitwright import allocate
-from bitwright.allocate import Plan, Problem
+from bitwright.allocate import Limit, Plan, Problem
 from bitwright.allocate import plan as plans
+from bitwright.allocate.knapsack import _greedy
+from bitwright.allocate.multipliers import multipliers
 from bitwright.errors import BitwrightError
+from mutants import mutated
 
 
 def make(
-    rng: np.random.Generator, n: int, m: int = 4, *, monotone: bool = True, ties: int = 0
+    rng: np.random.Generator,
+    n: int,
+    m: int = 4,
+    *,
+    monotone: bool = True,
+    ties: int = 0,
+    limits: int = 0,
+    free: float = 0.0,
 ) -> Problem:
-    """A random problem: sizes 1 to 9, losses falling with the width (or not)."""
+    """A random problem: sizes 1 to 9 (some `free`), losses falling with the width (or not)."""
     loss = rng.exponential(size=(n, m))
     if monotone:
         loss = -np.sort(-loss, axis=1)
@@ -28,14 +40,33 @@ def make(
     if ties:
         allowed[:] = True
     cost = np.arange(1, m + 1) * rng.integers(1, 10, (n, 1))
+    if free:
+        cost *= rng.random((n, 1)) >= free
     names = tuple(f"layer{i // 4}[{i % 4}]" for i in range(n))
     problem = Problem(names, tuple(range(1, m + 1)), loss, cost, 0, allowed, tie)
     low, high = allocate.feasible_range(problem)
-    return problem.with_budget(int(rng.integers(low, high + 1)))
+    problem = problem.with_budget(int(rng.integers(low, high + 1)))
+    for i in range(limits):  # jumps of any size, some of none; the tightest bound now and then
+        along = np.sort(rng.exponential(size=(n, m)), axis=1) * (rng.random((n, m)) < 0.8)
+        along = np.maximum.accumulate(along, axis=1)
+        least, most = allocate.limit_range(problem, Limit("", "", along, 0.0))
+        bound = least + max(rng.random() - 0.1, 0) * (most - least)
+        problem = problem.with_limits(*problem.limits, Limit(f"limit{i}", "J", along, bound))
+    return problem
+
+
+def shapes(rng: np.random.Generator) -> dict[str, Any]:
+    """With and without ties, limits and items that cost nothing."""
+    return {
+        "monotone": bool(rng.random() < 0.5),
+        "ties": int(rng.choice([0, 3])),
+        "limits": int(rng.integers(0, 3)),
+        "free": float(rng.choice([0.0, 0.4])),
+    }
 
 
 def by_ratios(problem: Problem) -> Plan:
-    order = np.argsort(-problem.loss[:, 0] / problem.cost[:, 0], kind="stable")
+    order = np.argsort(-problem.loss[:, 0] / (problem.cost[:, 0] + 1), kind="stable")
     equal = np.full(len(problem.choices), 1 / len(problem.choices))
     return allocate.plan_from_ratios(problem, order, equal)
 
@@ -46,12 +77,13 @@ def by_layers(problem: Problem) -> Plan:
 
 ROSTER: dict[str, Callable[[Problem], Plan]] = {
     "uniform": allocate.uniform,
-    "knapsack": allocate.knapsack,
+    "knapsack": lambda problem: allocate.knapsack(problem),  # as an attribute: mutants reach it
     "layers": by_layers,
     "ratios": by_ratios,
     "brute_force": allocate.brute_force,
+    "ilp": allocate.ilp,
 }
-EXACT = ("knapsack", "layers", "brute_force")
+EXACT = ("knapsack", "layers", "brute_force", "ilp")
 
 
 def size(name: str) -> int:
@@ -62,20 +94,23 @@ def size(name: str) -> int:
 def test_feasible_and_priced(name: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        problem = make(rng, size(name))
+        problem = make(rng, size(name), **shapes(rng))
         plan = ROSTER[name](problem)
         rows = np.arange(len(plan.choice))
+        for limit, total in zip(problem.limits, plan.limits, strict=True):
+            assert total.total == limit.cost[rows, plan.choice].sum()
+            assert total.total <= limit.bound * (1 + 1e-12)
         assert plan.cost == problem.cost[rows, plan.choice].sum() <= problem.budget
         assert plan.loss == pytest.approx(problem.loss[rows, plan.choice].sum())
         assert problem.allowed[rows, plan.choice].all()
         assert (plan.bits == np.array(problem.choices)[plan.choice]).all()
 
 
-@pytest.mark.parametrize("name", ["knapsack", "layers", "brute_force"])
+@pytest.mark.parametrize("name", EXACT)
 def test_more_budget_never_hurts(name: str) -> None:
     rng = np.random.default_rng(1)
-    for _ in range(10):
-        problem = make(rng, size(name), monotone=False)
+    for i in range(3):
+        problem = make(rng, size(name), monotone=False, limits=i, free=0.2 * i)
         low, high = allocate.feasible_range(problem)
         losses = [
             ROSTER[name](problem.with_budget(int(b))).loss for b in np.linspace(low, high, 12)
@@ -94,16 +129,28 @@ def test_infeasible_budget_names_the_range(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROSTER)
+def test_infeasible_limit_is_named_with_its_range(name: str) -> None:
+    problem = make(np.random.default_rng(2), size(name), limits=2)
+    limit = problem.limits[1]
+    low, high = allocate.limit_range(problem, limit)
+    with pytest.raises(BitwrightError) as caught:
+        ROSTER[name](problem.with_limits(problem.limits[0], replace(limit, bound=0.9 * low)))
+    assert "limit1" in str(caught.value) and f"{low:.4g} to {high:.4g} J" in str(caught.value)
+    ROSTER[name](problem.with_limits(problem.limits[0], replace(limit, bound=low)))
+
+
+@pytest.mark.parametrize("name", ROSTER)
 def test_deterministic(name: str) -> None:
-    problem = make(np.random.default_rng(3), size(name))
+    problem = make(np.random.default_rng(3), size(name), limits=1, free=0.2)
     assert ROSTER[name](problem).key == ROSTER[name](problem).key
 
 
-@pytest.mark.parametrize("name", ["uniform", "knapsack", "ratios"])
+@pytest.mark.parametrize("name", [n for n in ROSTER if n != "brute_force"])
 def test_permutation_equivariant(name: str) -> None:
     rng = np.random.default_rng(4)
-    problem = make(rng, 25)
+    problem = make(rng, 25, limits=1)
     shuffle = rng.permutation(25)
+    (limit,) = problem.limits
     moved = replace(
         problem,
         names=tuple(problem.names[i] for i in shuffle),
@@ -111,12 +158,13 @@ def test_permutation_equivariant(name: str) -> None:
         cost=problem.cost[shuffle],
         allowed=problem.allowed[shuffle],
         tie=np.arange(25),
+        limits=(replace(limit, cost=limit.cost[shuffle]),),
     )
     a, b = ROSTER[name](problem), ROSTER[name](moved)
     assert b.loss == pytest.approx(a.loss) and b.cost == a.cost
 
 
-@pytest.mark.parametrize("name", ["knapsack", "ratios", "brute_force"])
+@pytest.mark.parametrize("name", ROSTER)
 def test_ties_take_one_width(name: str) -> None:
     rng = np.random.default_rng(5)
     for _ in range(10):
@@ -126,20 +174,74 @@ def test_ties_take_one_width(name: str) -> None:
             assert len(set(plan.choice[problem.tie == group])) == 1
 
 
-@pytest.mark.parametrize("monotone", [True, False])
-def test_exact_against_enumeration(monotone: bool) -> None:
+@pytest.mark.parametrize("name", [n for n in EXACT if n != "brute_force"])
+def test_exact_against_enumeration(name: str) -> None:
+    exact_on_small_problems(name, 100)
+
+
+def exact_on_small_problems(name: str, count: int) -> None:
     rng = np.random.default_rng(6)
-    for _ in range(40):
-        problem = make(rng, int(rng.integers(2, 7)), monotone=monotone)
+    for _ in range(count):
+        problem = make(rng, int(rng.integers(2, 7)), **shapes(rng))
         best = allocate.brute_force(problem)
-        assert allocate.knapsack(problem).loss == pytest.approx(best.loss, rel=1e-9, abs=1e-12)
-        assert allocate.lp_bound(problem) <= best.loss + 1e-9
+        plan = ROSTER[name](problem)
+        assert plan.loss == pytest.approx(best.loss, rel=1e-9, abs=1e-12)
+        assert allocate.lp_bound(problem) <= best.loss + 1e-7
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_two_exact_methods_agree_on_forty_items(k: int) -> None:
+    rng = np.random.default_rng(13)
+    for _ in range(4):
+        problem = make(rng, 40, 8, limits=k)
+        best = allocate.knapsack(problem).loss
+        assert best == pytest.approx(allocate.ilp(problem).loss, rel=1e-7)
+        # the multipliers bound all plans, and meet the linear relaxation
+        bound = allocate.lp_bound(problem)
+        assert multipliers(problem)[1] == pytest.approx(bound, rel=1e-5)
+        assert bound <= best + 1e-7
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("knapsack", "    choice = _finish(whole, choice, critical)\n", ""),
+        ("exact", "gap = max(ceiling / 64, rounding)", "gap = ceiling = rounding"),
+        ("exact", "regret = priced - least[:, None]", "regret = 3 * (priced - least[:, None])"),
+        ("exact", "loss[order][1:] < ahead[:-1]", "loss[order][1:] < 0.9 * ahead[:-1]"),
+    ],
+)
+def test_enumeration_sees_defects(module: str, old: str, new: str) -> None:
+    with mutated(f"allocate.{module}", old, new), pytest.raises((AssertionError, ValueError)):
+        exact_on_small_problems("knapsack", 100)
+
+
+def test_near_the_linear_bound_with_limits() -> None:
+    near_the_bound_with_limits()
+    for old, new in (
+        ("np.where(free, whole.loss, np.inf)", "1 - free"),  # no free gains
+        ("prices = multipliers(whole)[0]", "prices = np.ones(3)"),
+    ):
+        with mutated("allocate.knapsack", old, new), pytest.raises(AssertionError):
+            near_the_bound_with_limits()
+
+
+def near_the_bound_with_limits() -> None:
+    rng = np.random.default_rng(14)
+    problem = make(rng, 4000, 8, limits=2, free=0.2)
+    low, high = allocate.feasible_range(problem)
+    halfway = [
+        replace(li, bound=float(np.mean(allocate.limit_range(problem, li))))
+        for li in problem.limits
+    ]
+    problem = problem.with_budget((low + high) // 3).with_limits(*halfway)
+    plan, bound = allocate.knapsack(problem), allocate.lp_bound(problem)
+    assert problem.loss.size > 20_000  # the Lagrangian bound
+    assert bound <= plan.loss <= bound * 1.002
 
 
 def test_enumeration_rejects_a_greedy_that_stops_early() -> None:
     """The oracle can fail: whole moves without the exact finish are not optimal."""
-    from bitwright.allocate.knapsack import _greedy
-
     rng = np.random.default_rng(7)
     worse = 0
     for _ in range(40):
@@ -215,13 +317,52 @@ def test_plans_survive_json_and_hostile_json_is_one_line() -> None:
         plans.from_json(over, problem)
 
 
+def test_totals_of_limits_are_in_the_json() -> None:
+    problem = make(np.random.default_rng(11), 12, limits=2)
+    plan = allocate.knapsack(problem)
+    text = plans.to_json(plan)
+    listed = json.loads(text)["limits"]
+    assert [t["name"] for t in listed] == ["limit0", "limit1"]
+    assert listed[0] == {
+        "name": "limit0",
+        "unit": "J",
+        "total": float(problem.limits[0].cost[np.arange(12), plan.choice].sum()),
+        "bound": problem.limits[0].bound,
+    }
+    tighter = problem.with_limits(*(replace(li, bound=0.0) for li in problem.limits))
+    assert plans.from_json(text, tighter).limits == plan.limits  # the plan's own bounds
+    assert plans.from_json(text, problem.with_limits()).limits == ()
+    over = text.replace(f'"bound": {problem.limits[1].bound!r}', '"bound": 0.0')
+    with pytest.raises(BitwrightError, match="limit1"):
+        plans.from_json(over, problem)
+    for broken in ('"limits": 3', '"limits": [{}]', '"limits": [{"name": "a", "bound": "x"}]'):
+        with pytest.raises(BitwrightError, match="cannot be read"):
+            plans.from_json(text.replace('"limits": [', broken + ', "x": ['), problem)
+    assert "limits" not in json.loads(plans.to_json(allocate.knapsack(problem.with_limits())))
+
+
+def test_what_costs_nothing_is_not_narrowed() -> None:
+    problem = make(np.random.default_rng(15), 30, free=0.5)
+    nothing = (problem.cost == 0).all(axis=1)
+    widest = 3 - np.argmax(problem.allowed[:, ::-1], axis=1)
+    tightest = problem.with_budget(allocate.feasible_range(problem)[0])
+    for name in ROSTER:
+        if name != "brute_force":
+            choice = ROSTER[name](tightest).choice
+            assert (choice[nothing] == widest[nothing]).all()
+    all_free = replace(problem, cost=0 * problem.cost, budget=0)
+    for name in ROSTER:
+        if name != "brute_force":
+            assert (ROSTER[name](all_free).choice == widest).all()
+
+
 def test_mistakes_of_the_caller_are_value_errors() -> None:
     problem = make(np.random.default_rng(12), 6)
     with pytest.raises(ValueError, match="shape"):
         replace(problem, loss=problem.loss[:, :2])
     with pytest.raises(ValueError, match="finite"):
         replace(problem, loss=problem.loss * np.nan)
-    with pytest.raises(ValueError, match="strictly"):
-        replace(problem, cost=np.ones_like(problem.cost))
+    with pytest.raises(ValueError, match="never fall"):
+        replace(problem, cost=-problem.cost)
     with pytest.raises(ValueError, match="exceeds"):
         allocate.make_plan(problem.with_budget(0), np.full(6, 3), "test")

@@ -16,8 +16,16 @@ from onnx import numpy_helper
 from bitwright.deploy import IntegerNetwork, artefact, onnx_file, runtime, verify
 from bitwright.deploy.verify import _same_class as same_class
 from bitwright.errors import BitwrightError
+from bitwright.network import build
 from bitwright.network.network import fused_activation
-from bitwright.quantize import EdgeGrid, Quantized, simulate
+from bitwright.quantize import (
+    EdgeGrid,
+    Quantized,
+    calibrate,
+    round_weights,
+    simulate,
+    weight_tables,
+)
 from deploy import nets
 
 #: one of each kind is exported (two seconds each); the rest of the roster is in test_artefact.py
@@ -122,6 +130,28 @@ def test_with_float_activations_the_file_is_the_simulation(name: str, tmp_path: 
     assert not [op for op in operations if "Linear" in op], operations  # QLinear…, Dequantize…
     found = verify(quantized, path, x)
     assert found.ok and found.tensors == 0 and found.qlinear_convolutions == 0
+
+
+def test_an_output_may_be_what_a_layer_reads(tmp_path: Path):
+    def forward(m: nets.Fn, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.relu(m.a(x))
+        return x, m.b(x)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = {"a": nets.conv(3, 6, stride=2), "b": torch.nn.Conv2d(6, 4, 1)}
+        model = nets.Fn(forward, **parts).eval()  # type: ignore[arg-type]
+    x = nets.rows(nets.IMAGE)
+    network = build(model, x)
+    widths = {layer.name: np.full(layer.rows, 4) for layer in network.layers}
+    layers = round_weights(network, weight_tables(network), widths)
+    quantized = Quantized(network, layers, calibrate(network, x))
+    path = tmp_path / "model.onnx"
+    onnx_file.save(quantized, path)
+    found = runtime.run(runtime.session(path), x)
+    expected = IntegerNetwork(quantized)(x)
+    assert len(found) == 2 and np.array_equal(found[0], expected[0].numpy())
+    np.testing.assert_allclose(found[1], expected[1].numpy(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("top", [True, False])

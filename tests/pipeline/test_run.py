@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from bitwright import Data, Settings, Task, allocate, curvature
+from bitwright.deploy import artefact
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import Run
 from bitwright.pipeline import run as stages
 from bitwright.pipeline import search as searching
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.store import Store
+from bitwright.pipeline.summarize import summarize
 from bitwright.task import assemble
 from pipeline import tiny
 
@@ -86,6 +88,37 @@ def test_methods_keep_the_budget_and_run_anywhere(method: str, start: Any):
     (answers,) = live.run(None, {live.get_inputs()[0].name: run.task.test.numpy()})
     assert answers.shape == (40, 4) and np.isfinite(answers).all()
     assert not [o for o in map(str, live.get_modelmeta().custom_metadata_map) if "bitwright" in o]
+
+
+@pytest.mark.parametrize("method", ["channels", "layers", "uniform", "cw-hawq"])
+def test_methods_keep_the_bit_operations(method: str, start: Any):
+    run = start(method=method, budget="6bit", max_bops="0.45M", evaluations=8)
+    found = bits(run)
+    # positions by the weights that each channel reads, activations of 8 bits
+    positions = {"0": 64 * 9, "3": 16 * 72, "7": 12}
+    by_hand = 8e-6 * sum(positions[name] * sum(widths) for name, widths in found.items())
+    (total,) = run.plan.limits
+    assert (total.name, total.unit, total.bound) == ("BOPs", "M", 0.45)
+    assert total.total == pytest.approx(by_hand)
+    assert {"uniform": 0.44, "layers": 0.38}.get(method, 0.43) < total.total <= 0.45
+    assert run.plan.cost < 5 * tiny.WEIGHTS  # the budget alone would give six bits
+    assert set(run.rivals()) >= {"uniform", "layers", "channels"}
+    for plan in run.rivals().values():
+        assert plan.limits[0].total <= 0.45
+
+
+def test_bounds_hold_with_every_goal(start: Any):
+    free = start(budget=None, max_kl=0.05)
+    bound = start(budget=None, max_kl=0.05, max_bops="1M")
+    assert bound.bench.divergence(bound.plan) <= 0.05 and bound.plan.limits[0].total <= 1
+    assert free.plan.limits == () and free._search_key != bound._search_key
+    with pytest.raises(BitwrightError, match=r"even the largest plan \(1\.[0-9]+ bits a weight"):
+        _ = start(budget=None, max_kl=0.001, max_bops="0.2M").plan
+    run = start(budget="4.8KB", max_bops="0.45M")
+    assert run.onnx.stat().st_size <= 4800 and run.plan.limits[0].total <= 0.45
+    summary = summarize(run, "tiny", "bitwright")
+    assert summary.budget == "4.8KB, BOPs ≤ 0.45 M"
+    assert f"BOPs: {run.plan.limits[0].total:.4g} of at most 0.45 M" in summary.notes
 
 
 def test_a_loose_budget_ends_the_search_at_once(start: Any):
@@ -326,3 +359,36 @@ def test_how_much_of_the_plan_is_inside_the_error(start: Any):
         told[name] = searching.within_error(other, plan)
     assert told["sure"] == 0 and told["unsure"] > 0
     assert searching.within_error(bench, searching.solve(bench, "uniform", run.plan.budget)) is None
+
+
+def test_activations_of_their_own_widths(start: Any):
+    """A mean of 4 bits over stored numbers; the file computes what the reference does."""
+    run = start(activations=4)
+    sizes = {e.group: 0 for e in run.network.edges}
+    for e in run.network.edges:
+        sizes[e.group] = max(sizes[e.group], int(np.prod(e.shape)))
+    bits = {g: grid.bits for g, grid in run.edges.items()}
+    assert len(set(bits.values())) > 1
+    total = sum(sizes[g] * b for g, b in bits.items())
+    assert total <= 4 * sum(sizes.values())
+    assert run.verification.ok and run.verification.tensors == len(run.network.edges)
+    assert [r.bits for r in summarize(run, "tiny").edges] == [
+        bits[e.group] for e in run.network.edges
+    ]
+    again = artefact.load(run.folder / "model.safetensors").quantized
+    assert {g: grid.bits for g, grid in again.edges.items()} == bits
+    one = start(activations=4, method="uniform")
+    assert {grid.bits for grid in one.edges.values()} == {4}
+
+
+def test_bit_operations_count_the_activations_own_widths(start: Any):
+    run = start(activations=4, max_bops="1T")
+    (limit,) = run.limits
+    each = {e.name: run.edges[e.group].bits for e in run.network.edges}
+    nodes = {n.name: n for n in run.network.module.graph.nodes}
+    wanted = [
+        (la.macs // la.rows) * each.get(nodes[la.calls[0]].args[0].name, 32)
+        for la in run.network.layers
+        for _ in range(la.rows)
+    ]
+    np.testing.assert_allclose(limit.cost[:, 0] * 1e12, wanted)

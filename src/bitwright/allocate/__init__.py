@@ -3,9 +3,10 @@
 from bitwright.allocate.brute_force import brute_force
 from bitwright.allocate.cw_hawq import cw_hawq
 from bitwright.allocate.frontier import frontier
+from bitwright.allocate.ilp import ilp
 from bitwright.allocate.knapsack import knapsack, lp_bound
 from bitwright.allocate.layers import layers
-from bitwright.allocate.plan import Plan, make_plan
+from bitwright.allocate.plan import Plan, Total, make_plan
 from bitwright.allocate.problem import (
     Limit,
     Problem,
@@ -24,10 +25,12 @@ __all__ = [
     "Plan",
     "Problem",
     "SearchResult",
+    "Total",
     "brute_force",
     "cw_hawq",
     "feasible_range",
     "frontier",
+    "ilp",
     "knapsack",
     "layers",
     "limit_range",

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from bitwright.allocate.plan import Plan, make_plan
-from bitwright.allocate.problem import Problem, merged, require_feasible
+from bitwright.allocate.problem import Problem, all_costs, merged, require_feasible
 
 LIMIT = 2_000_000
 
@@ -17,7 +17,7 @@ def brute_force(problem: Problem) -> Plan:
 
     Raises:
         ValueError: too many assignments.
-        BitwrightError: the budget is below the feasible range.
+        BitwrightError: the budget or a limit is below the feasible range.
     """
     require_feasible(problem)
     whole, group = merged(problem)
@@ -26,10 +26,11 @@ def brute_force(problem: Problem) -> Plan:
     if count > LIMIT:
         raise ValueError(f"{count:,} assignments are too many to enumerate")
     rows = np.arange(len(options))
+    costs, bounds = all_costs(whole)
     best, best_loss = None, np.inf
     for combination in itertools.product(*options):
         choice = np.array(combination, dtype=np.int64)
-        if whole.cost[rows, choice].sum() <= whole.budget:
+        if (costs[:, rows, choice].sum(axis=1) <= bounds).all():
             loss = whole.loss[rows, choice].sum()
             if loss < best_loss:
                 best, best_loss = choice, loss

@@ -1,45 +1,68 @@
-"""Multiple-choice knapsack by Lagrangian bisection on each item's convex hull, then a finish.
+"""Multiple-choice knapsack by Lagrangian multipliers on each item's convex hull, then a finish.
 
 For a multiplier λ every item takes the choice that minimizes `loss + λ·cost`; as λ falls, items
 move up their lower convex hulls in the order of gain per bit. The plan at the λ where the budget
 is met is optimal for its own cost, and the linear relaxation's optimum (a fraction of one move
-more) bounds every plan from below. What is left of the budget after the last whole move goes to a
-small integer program over the items nearest to that λ (HiGHS), which is exact when it holds all.
+more) bounds every plan from below. With further limits the cost is a surrogate, `Σ_k μ_k cost_k`
+at the multipliers μ of the linear relaxation, and moves stop at the first bound. What is left after
+the last whole move goes to an exact search over the items nearest to another choice.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from bitwright.allocate.exact import exact
+from bitwright.allocate.ilp import solve
+from bitwright.allocate.multipliers import held, multipliers
 from bitwright.allocate.plan import Plan, make_plan
-from bitwright.allocate.problem import Problem, merged, require_feasible
+from bitwright.allocate.problem import Problem, all_costs, merged, require_feasible, room_left
 
-#: items the integer program looks at; all of them up to this many
+#: items the finish looks at; all of them up to this many
 _CORE = 40
+#: choices up to which the linear relaxation with limits is solved as a linear program
+_LP = 20_000
+#: moves tried one by one after the first that does not fit
+_TRIED = 2000
 
 
 def knapsack(problem: Problem, method: str = "channels") -> Plan:
-    """The plan with the least predicted loss within the budget.
+    """The plan with the least predicted loss within the budget and the limits.
 
-    Exact up to 40 items (after merging ties), within the core's gap of optimal beyond: the loss is
-    never more than one move above the linear bound. Cost: O(n m log(n m)) plus one small program.
+    Exact up to 40 items (after merging ties); beyond, the loss is never more than one move above
+    the linear bound without limits, and within a few moves of it with them. Cost: O(n m log(n m)),
+    some tens of passes more with limits, plus one small exact search.
 
     Raises:
-        BitwrightError: the budget is below the feasible range.
+        BitwrightError: the budget or a limit is below the feasible range.
     """
     require_feasible(problem)
     whole, group = merged(problem)
-    choice, critical = _greedy(whole)
+    prices = multipliers(whole)[0] if whole.limits else None
+    choice, critical = _greedy(whole, prices)
     choice = _finish(whole, choice, critical)
     return make_plan(problem, choice[group], method)
 
 
 def lp_bound(problem: Problem) -> float:
-    """The optimum of the linear relaxation: no plan within the budget loses less."""
+    """A bound that no plan within the budget and the limits stays under.
+
+    The optimum of the linear relaxation: from the hulls without limits, as a linear program
+    (HiGHS, to its tolerance of 1e-7) with limits up to 20,000 choices. Beyond, the Lagrangian
+    bound of :func:`bitwright.allocate.multipliers.multipliers`, still valid, and about 1e-8 of
+    what widths can gain below the same optimum.
+
+    Raises:
+        BitwrightError: the budget or a limit is below the feasible range.
+    """
     require_feasible(problem)
     whole, _ = merged(problem)
+    if whole.limits:
+        return _relaxed(whole) if whole.loss.size <= _LP else multipliers(whole)[1]
     moves = Moves(whole)
     cost, loss = moves.start_cost, moves.start_loss
     for c, g in zip(moves.cost, moves.gain, strict=True):
@@ -49,11 +72,38 @@ def lp_bound(problem: Problem) -> float:
     return float(loss)
 
 
-class Moves:
-    """Moves along all hulls by falling gain per bit."""
+def _relaxed(whole: Problem) -> float:
+    """The linear relaxation with limits, by HiGHS."""
+    n, m = whole.loss.shape
+    costs, bounds = all_costs(whole)
+    unit = np.maximum(np.abs(bounds), costs.max(axis=(1, 2), initial=1e-300))
+    scale = max(float(np.abs(whole.loss).max()), 1e-300)
+    column = np.arange(n * m)
+    one = coo_array((np.ones(n * m), (column // m, column)), shape=(n, n * m))
+    result = milp(
+        whole.loss.ravel() / scale,
+        integrality=np.zeros(n * m),
+        bounds=Bounds(0, whole.allowed.ravel().astype(float)),
+        constraints=[
+            LinearConstraint(one.tocsr(), 1, 1),
+            LinearConstraint(
+                costs.reshape(len(bounds), -1) / unit[:, None], -np.inf, bounds / unit
+            ),
+        ],
+    )
+    assert result.x is not None  # the narrowest plan is feasible
+    return float(whole.loss.ravel() @ result.x)
 
-    def __init__(self, whole: Problem) -> None:
-        hulls = _hulls(whole)
+
+class Moves:
+    """Moves along all hulls by falling gain per bit, or per unit of another cost [n, m].
+
+    Every item starts from the best of its cheapest choices, so that all moves cost something.
+    """
+
+    def __init__(self, whole: Problem, cost: np.ndarray | None = None) -> None:
+        price = whole.cost if cost is None else cost
+        hulls = _hulls(whole, price)
         self.start = hulls[:, 0].copy()
         rows = np.arange(len(hulls))
         self.start_cost = int(whole.cost[rows, self.start].sum())
@@ -61,31 +111,34 @@ class Moves:
         source, target = hulls[:, :-1], hulls[:, 1:]
         item, step = np.nonzero(target >= 0)
         before, after = source[item, step], target[item, step]
-        cost = whole.cost[item, after] - whole.cost[item, before]
-        gain = whole.loss[item, before] - whole.loss[item, after]
-        order = np.lexsort((step, item, -(gain / cost)))
-        self.item, self.after = item[order], after[order]
+        row = item * price.shape[1]
+        cost = price.take(row + after) - price.take(row + before)
+        gain = whole.loss.take(row + before) - whole.loss.take(row + after)
+        order = np.argsort(-(gain / cost), kind="stable")  # of equals by item, then by step
+        self.item, self.before, self.after = item[order], before[order], after[order]
         self.cost, self.gain = cost[order], gain[order]
 
 
-def _hulls(whole: Problem) -> np.ndarray:
+def _hulls(whole: Problem, cost: np.ndarray) -> np.ndarray:
     """Lower convex hulls, int64 [n, m]: choices by rising cost, padded with −1.
 
     All items at once: from each hull point the next is the allowed, dearer choice with the largest
-    gain per bit, as long as that gain is positive.
+    gain per bit, as long as that gain is positive. The first is the best of the cheapest.
     """
     n, m = whole.loss.shape
     rows = np.arange(n)
     hull = np.full((n, m), -1, dtype=np.int64)
-    first = np.argmax(whole.allowed, axis=1)
+    narrowest = cost[rows, np.argmax(whole.allowed, axis=1)]
+    free = whole.allowed & (cost <= narrowest[:, None])
+    first = np.argmin(np.where(free, whole.loss, np.inf), axis=1)
     hull[:, 0] = first
     current = first.copy()
     columns = np.arange(m)
     for step in range(1, m):
-        extra = whole.cost - whole.cost[rows, current][:, None]
+        extra = cost - cost[rows, current][:, None]
         gain = whole.loss[rows, current][:, None] - whole.loss
-        open_ = whole.allowed & (columns > current[:, None]) & (gain > 0)
-        rate = np.where(open_, gain / np.maximum(extra, 1), -np.inf)
+        open_ = whole.allowed & (columns > current[:, None]) & (gain > 0) & (extra > 0)
+        rate = np.where(open_, gain / np.where(open_, extra, 1), -np.inf)
         best = m - 1 - np.argmax(rate[:, ::-1], axis=1)  # the dearest of equals: fewer moves
         alive = rate[rows, best] > 0
         hull[alive, step] = best[alive]
@@ -95,75 +148,86 @@ def _hulls(whole: Problem) -> np.ndarray:
     return hull
 
 
-def _greedy(whole: Problem) -> tuple[np.ndarray, float]:
-    """Whole moves by falling gain per bit while they fit; and the rate where they stopped."""
-    moves = Moves(whole)
-    room = whole.budget - moves.start_cost
-    running = np.cumsum(moves.cost)
-    taken = int(np.searchsorted(running, room, side="right"))
+def _greedy(whole: Problem, prices: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Whole moves by falling gain per price while they fit; and the multipliers.
+
+    Args:
+        whole: without ties.
+        prices: float64 [1 + k], of the budget and the limits; without limits None: the multiplier
+            is the gain per bit where the moves stop.
+    """
+    costs, bounds = all_costs(whole)
+    if prices is None:
+        moves = Moves(whole)
+    else:
+        moves = Moves(held(whole), np.tensordot(_positive(prices, costs), costs, 1))
+    rows = np.arange(len(moves.start))
+    room = room_left(bounds, costs[:, rows, moves.start].sum(axis=1))
+    row, flat = moves.item * costs.shape[2], costs.reshape(len(costs), -1)
+    steps = flat.take(row + moves.after, axis=1) - flat.take(row + moves.before, axis=1)
+    running = np.cumsum(steps, axis=1)
+    taken = min(
+        int(np.searchsorted(r, b, side="right")) for r, b in zip(running, room, strict=True)
+    )
     choice = moves.start.copy()
     choice[moves.item[:taken]] = moves.after[:taken]  # later moves of an item overwrite earlier
-    room -= int(running[taken - 1]) if taken else 0
+    room -= running[:, taken - 1] if taken else 0
     rate = float(moves.gain[taken] / moves.cost[taken]) if taken < len(moves.cost) else 0.0
     blocked: set[int] = set()
-    for i in range(taken, min(len(moves.cost), taken + 2000)):  # fill the gap with what still fits
+    for i in range(taken, min(len(moves.cost), taken + _TRIED)):  # fill the gap with what fits
         item = int(moves.item[i])
         if item in blocked:
             continue
-        if moves.cost[i] <= room:
+        if (steps[:, i] <= room).all():
             choice[item] = moves.after[i]
-            room -= int(moves.cost[i])
+            room -= steps[:, i]
         else:
             blocked.add(item)
-    return choice, rate
+    return choice, np.array([rate]) if prices is None else prices
 
 
-def _finish(whole: Problem, choice: np.ndarray, rate: float) -> np.ndarray:
-    """Solve exactly over the items that come closest to another choice at the critical rate."""
+def _positive(prices: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """A price for every bound that anything costs: what does not bind must not be used up."""
+    dearest = costs.max(axis=(1, 2), initial=0)
+    worth = float((prices * dearest).max()) or 1.0
+    return np.where(dearest > 0, np.maximum(prices, 1e-9 * worth / np.maximum(dearest, 1e-300)), 0)
+
+
+def _finish(whole: Problem, choice: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """Solve exactly over the items that come closest to another choice at these multipliers."""
     rows = np.arange(len(choice))
-    priced = np.where(whole.allowed, whole.loss + rate * whole.cost, np.inf)
+    costs, _ = all_costs(whole)
+    priced = np.where(whole.allowed, whole.loss + np.tensordot(prices, costs, 1), np.inf)
     kept = priced[rows, choice]
     priced[rows, choice] = np.inf
-    core = np.argsort(priced.min(axis=1) - kept, kind="stable")[:_CORE]
-    room = whole.budget - int(whole.cost[rows, choice].sum())
-    room += int(whole.cost[core, choice[core]].sum())
-    best = solve(whole.loss[core], whole.cost[core], whole.allowed[core], room)
+    near = np.argsort(priced.min(axis=1) - kept, kind="stable")[:_CORE]
+    core = _part(whole, choice, near)
+    best = exact(core, prices, choice[near])
+    if best is None:
+        best = solve(core)
     if best is not None:
         trial = choice.copy()
-        trial[core] = best
+        trial[near] = best
         if whole.loss[rows, trial].sum() < whole.loss[rows, choice].sum():
             return trial
     return choice
 
 
-def solve(
-    loss: np.ndarray, cost: np.ndarray, allowed: np.ndarray, budget: int
-) -> np.ndarray | None:
-    """The exact optimum as an integer program (HiGHS), or None if it finds none in 10 s.
-
-    Args:
-        loss, cost, allowed: [n, m]; budget: bound on the total cost.
-
-    Returns:
-        int64 [n], the choices.
-    """
-    n, m = loss.shape
-    item = np.repeat(np.arange(n), m)
-    spread = max(float(np.abs(loss).max()), 1e-300)
-    # HiGHS keeps rows to within 1e-6: at this scale that is less than one unit of cost
-    unit = min(float(cost.max()), 1e5)
-    one = coo_array((np.ones(n * m), (item, np.arange(n * m))), shape=(n, n * m))
-    result = milp(
-        (loss / spread).ravel(),
-        integrality=np.ones(n * m),
-        bounds=Bounds(0, allowed.ravel().astype(float)),
-        constraints=[
-            LinearConstraint(one.tocsr(), 1, 1),
-            LinearConstraint(cost.ravel()[None] / unit, -np.inf, budget / unit),
-        ],
-        options={"time_limit": 10.0, "mip_rel_gap": 1e-9},
+def _part(whole: Problem, choice: np.ndarray, items: np.ndarray) -> Problem:
+    """The problem of some items, the others staying as they are."""
+    rest = np.ones(len(choice), dtype=bool)
+    rest[items] = False
+    others, taken = np.flatnonzero(rest), choice[rest]
+    return Problem(
+        tuple(whole.names[i] for i in items),
+        whole.choices,
+        whole.loss[items],
+        whole.cost[items],
+        whole.budget - int(whole.cost[others, taken].sum()),
+        whole.allowed[items],
+        np.arange(len(items)),
+        tuple(
+            replace(li, cost=li.cost[items], bound=li.bound - float(li.cost[others, taken].sum()))
+            for li in whole.limits
+        ),
     )
-    if result.x is None:
-        return None
-    choice = np.argmax(result.x.reshape(n, m), axis=1)
-    return choice if int(cost[np.arange(n), choice].sum()) <= budget else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,16 @@ from bitwright.allocate.problem import Problem, within
 from bitwright.errors import BitwrightError
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a plan uses up of a limit: its name and unit, the plan's total and the bound."""
+
+    name: str
+    unit: str
+    total: float
+    bound: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +36,7 @@ class Plan:
         cost: total, in bits.
         loss: predicted total.
         budget: the bound it was made for, in bits.
+        limits: totals of what the problem's limits bound.
     """
 
     method: str
@@ -35,6 +46,7 @@ class Plan:
     cost: int
     loss: float
     budget: int
+    limits: tuple[Total, ...] = ()
 
     @property
     def bits(self) -> np.ndarray:
@@ -54,17 +66,21 @@ def make_plan(problem: Problem, choice: np.ndarray, method: str) -> Plan:
     cost = int(problem.cost[rows, choice].sum())
     if cost > problem.budget:
         raise ValueError(f"{method}: cost {cost} exceeds the budget {problem.budget}")
+    totals = []
     for limit in problem.limits:
         total = float(limit.cost[rows, choice].sum())
         if not within(limit, total):
             raise ValueError(f"{method}: {limit.name} of {total:g} exceed {limit.bound:g}")
+        totals.append(Total(limit.name, limit.unit, total, float(limit.bound)))
     if not problem.allowed[rows, choice].all():
         raise ValueError(f"{method}: a choice that is not allowed")
     _, first, group = np.unique(problem.tie, return_index=True, return_inverse=True)
     if (choice != choice[first][group]).any():
         raise ValueError(f"{method}: tied items differ")
     loss = float(problem.loss[rows, choice].sum())
-    return Plan(method, problem.names, problem.choices, choice, cost, loss, problem.budget)
+    return Plan(
+        method, problem.names, problem.choices, choice, cost, loss, problem.budget, tuple(totals)
+    )
 
 
 def to_json(plan: Plan) -> str:
@@ -72,22 +88,24 @@ def to_json(plan: Plan) -> str:
     layers: dict[str, list[int]] = {}
     for name, bits in zip(plan.names, plan.bits.tolist(), strict=True):
         layers.setdefault(name.rpartition("[")[0] or name, []).append(bits)
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "method": plan.method,
-            "choices": list(plan.choices),
-            "cost_bits": plan.cost,
-            "predicted_loss": plan.loss,
-            "budget_bits": plan.budget,
-            "bits": layers,
-        },
-        indent=1,
-    )
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "method": plan.method,
+        "choices": list(plan.choices),
+        "cost_bits": plan.cost,
+        "predicted_loss": plan.loss,
+        "budget_bits": plan.budget,
+    }
+    if plan.limits:
+        found["limits"] = [asdict(t) for t in plan.limits]
+    return json.dumps({**found, "bits": layers}, indent=1)
 
 
 def from_json(text: str, problem: Problem) -> Plan:
     """A stored (or edited) plan, priced again on `problem`.
+
+    The budget and the bounds of limits are the plan's own; of limits that only one of the two
+    knows, the problem's are kept and the plan's, which cannot be priced, are dropped.
 
     Raises:
         BitwrightError: not a plan, of another schema, or for other layers.
@@ -98,6 +116,7 @@ def from_json(text: str, problem: Problem) -> Plan:
             raise BitwrightError(f"plan schema {found['schema']}; this version reads {SCHEMA}")
         layers = {str(k): [int(b) for b in v] for k, v in found["bits"].items()}
         method, budget = str(found["method"]), int(found["budget_bits"])
+        bounds = {str(t["name"]): float(t["bound"]) for t in found.get("limits", [])}
     except BitwrightError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -122,7 +141,8 @@ def from_json(text: str, problem: Problem) -> Plan:
     cost = int(problem.cost[np.arange(len(choice)), choice].sum())
     if cost > budget:
         raise BitwrightError(f"the plan costs {cost} bits, over its own budget of {budget}")
+    limits = [replace(li, bound=bounds.get(li.name, li.bound)) for li in problem.limits]
     try:
-        return make_plan(problem.with_budget(budget), choice, method)
+        return make_plan(problem.with_budget(budget).with_limits(*limits), choice, method)
     except ValueError as error:
         raise BitwrightError(f"the plan does not fit the problem: {error}") from error

@@ -34,7 +34,8 @@ class Problem:
         names: n items (output channels).
         choices: m widths in bits, ascending.
         loss: float64 [n, m], predicted increase of the loss; finite.
-        cost: int64 [n, m], in bits, strictly increasing along m.
+        cost: int64 [n, m], in bits, never falling along m; items such as activations may cost
+            nothing here and something in a limit.
         budget: bound on the total cost, in bits.
         allowed: bool [n, m], at least one choice an item.
         tie: int64 [n]; items with the same number take the same choice.
@@ -64,8 +65,8 @@ class Problem:
             raise ValueError(f"choices must be ascending and distinct, got {self.choices}")
         if not np.isfinite(self.loss).all():
             raise ValueError("loss must be finite")
-        if (np.diff(self.cost, axis=1) <= 0).any():
-            raise ValueError("cost must increase strictly with the width")
+        if (np.diff(self.cost, axis=1) < 0).any():
+            raise ValueError("cost must never fall with the width")
         if not self.allowed.any(axis=1).all():
             raise ValueError("every item needs at least one allowed choice")
         for limit in self.limits:
@@ -148,7 +149,36 @@ def _range(whole: Problem, cost: np.ndarray) -> tuple[np.number, np.number]:
 
 def within(limit: Limit, total: float) -> bool:
     """Whether a total keeps a limit, up to the rounding of its sum."""
-    return total <= limit.bound * (1 + 1e-12)
+    return total <= limit.bound + 1e-12 * abs(limit.bound)
+
+
+def all_costs(whole: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """What all bounds count, float64 [1 + k, n, m], the budget's first; and the bounds [1 + k].
+
+    A limit's bound carries half the slack of :func:`within`, so that a sum in another order passes.
+    """
+    costs = np.stack([whole.cost.astype(float), *(li.cost for li in whole.limits)])
+    slack = [li.bound + 5e-13 * abs(li.bound) for li in whole.limits]
+    return costs, np.array([float(whole.budget), *slack])
+
+
+def room_left(bounds: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """What a greedy walk may still spend, [1 + k]; limits keep a billionth for rounding."""
+    room = bounds - totals
+    room[1:] = np.maximum(room[1:] - 1e-9 * np.abs(bounds[1:]), 0)
+    return room
+
+
+def freely_widened(problem: Problem, choice: np.ndarray) -> np.ndarray:
+    """Every tie group at the widest allowed choice that costs what its own does, by all bounds."""
+    whole, group = merged(problem)
+    costs, _ = all_costs(whole)
+    along = np.empty(len(whole.names), dtype=np.int64)
+    along[group] = choice
+    own = costs[:, np.arange(len(along)), along]
+    free = whole.allowed & (costs == own[:, :, None]).all(axis=0)
+    last = free.shape[1] - 1
+    return (last - np.argmax(free[:, ::-1], axis=1))[group]
 
 
 def require_feasible(problem: Problem) -> None:

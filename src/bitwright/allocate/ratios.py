@@ -2,7 +2,7 @@
 
 CW-HAWQ (Qian, Li, Crews, arXiv 2008.08284) searches only the ratios and assigns bits along the
 trace order. How a budget binds is not in its abstract; this is our reconstruction: ratios are
-tilted, `r_j ∝ r_j · exp(−t·bits_j)`, by the one number t that meets the budget.
+tilted, `r_j ∝ r_j · exp(−t·bits_j)`, by the least number t that meets the budget and every limit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from bitwright.allocate.plan import Plan, make_plan
-from bitwright.allocate.problem import Problem, merged, require_feasible
+from bitwright.allocate.problem import (
+    Problem,
+    all_costs,
+    freely_widened,
+    merged,
+    require_feasible,
+    room_left,
+)
 
 _FLOOR = 1e-9
 
@@ -27,10 +34,11 @@ def plan_from_ratios(
         method: name of the plan.
 
     Returns:
-        A plan within the budget that no widening of a boundary item would still fit.
+        A plan within the budget that no widening of a boundary item would still fit; items whose
+        widths all cost nothing are as wide as they may be.
 
     Raises:
-        BitwrightError: the budget is below the feasible range.
+        BitwrightError: the budget or a limit is below the feasible range.
     """
     require_feasible(problem)
     line = _Line(problem, order)
@@ -39,19 +47,24 @@ def plan_from_ratios(
     low, high = -200.0, 200.0  # exp(±200 · bits) covers every tilt of nine orders of magnitude
     for _ in range(80):
         middle = 0.5 * (low + high)
-        if line.cost(_tilted(shares, bits, middle)) > problem.budget:
+        if not line.fits(_tilted(shares, bits, middle)):
             low = middle
         else:
             high = middle
     choice = line.fill(line.assign(_tilted(shares, bits, high)))
-    return make_plan(problem, choice, method)
+    return make_plan(problem, freely_widened(problem, choice), method)
 
 
 def ratios_of(problem: Problem, plan: Plan) -> np.ndarray:
     """Share of the weights at each width, float64 [m]."""
-    size = problem.cost[:, 0] / problem.choices[0]
-    shares = np.bincount(plan.choice, size, len(problem.choices))
+    shares = np.bincount(plan.choice, _sizes(problem), len(problem.choices))
     return shares / shares.sum()
+
+
+def _sizes(problem: Problem) -> np.ndarray:
+    """Weights in each item; where nothing costs anything, every item counts the same."""
+    size = problem.cost[:, 0] / problem.choices[0]
+    return size if size.any() else np.ones(len(size))
 
 
 def _tilted(shares: np.ndarray, bits: np.ndarray, t: float) -> np.ndarray:
@@ -68,9 +81,12 @@ class _Line:
         ranked = self.group[np.asarray(order)]
         _, first = np.unique(ranked, return_index=True)
         self.order = ranked[np.sort(first)]
-        size = self.whole.cost[self.order, 0] / self.whole.choices[0]
+        size = _sizes(self.whole)[self.order]
+        size = np.maximum(size, 1e-9 * size.max())  # what costs nothing has a place on the line
         end = np.cumsum(size)
         self.middle = (end - size / 2) / end[-1]
+        costs, self.bounds = all_costs(self.whole)
+        self.costs = costs[:, self.order]
         m = len(self.whole.choices)
         allowed = self.whole.allowed[self.order]
         below = np.where(allowed, np.arange(m), -1)
@@ -84,22 +100,28 @@ class _Line:
         wanted = len(shares) - 1 - np.searchsorted(cuts, self.middle, side="left")
         return self.nearest[np.arange(len(wanted)), wanted]
 
-    def cost(self, shares: np.ndarray) -> int:
-        return int(self.whole.cost[self.order, self.assign(shares)].sum())
+    def fits(self, shares: np.ndarray) -> bool:
+        """Whether the plan of these shares keeps the budget and every limit."""
+        choice = self.assign(shares)
+        return bool((self._total(choice) <= self.bounds).all())
 
     def fill(self, along: np.ndarray) -> np.ndarray:
         """Widen the first item after each cut while anything fits; choices by item."""
-        cost = self.whole.cost[self.order]
         allowed = self.whole.allowed[self.order]
-        room = self.whole.budget - int(cost[np.arange(len(along)), along].sum())
+        room = room_left(self.bounds, self._total(along))
         for place in range(len(along)):
-            while along[place] + 1 < cost.shape[1] and allowed[place, along[place] + 1]:
-                at_cut = place == 0 or along[place - 1] > along[place]
-                step = int(cost[place, along[place] + 1] - cost[place, along[place]])
-                if not at_cut or step > room:
+            while along[place] + 1 < allowed.shape[1] and allowed[place, along[place] + 1]:
+                if place and along[place - 1] <= along[place]:
+                    break
+                now = self.costs[:, place, along[place]]
+                step = self.costs[:, place, along[place] + 1] - now
+                if (step > room).any():
                     break
                 along[place] += 1
                 room -= step
         choice = np.empty(len(along), dtype=np.int64)
         choice[self.order] = along
         return choice[self.group]
+
+    def _total(self, along: np.ndarray) -> np.ndarray:
+        return self.costs[:, np.arange(len(along)), along].sum(axis=1)

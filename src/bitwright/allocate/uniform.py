@@ -5,24 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from bitwright.allocate.plan import Plan, make_plan
-from bitwright.allocate.problem import Problem, require_feasible
+from bitwright.allocate.problem import (
+    Problem,
+    all_costs,
+    freely_widened,
+    merged,
+    require_feasible,
+)
 
 
 def uniform(problem: Problem) -> Plan:
-    """Every item at the same width, clipped to what it allows.
+    """Every item at the same width, clipped to what it allows; wider where that costs nothing.
 
     Raises:
-        BitwrightError: the budget is below the feasible range.
+        BitwrightError: the budget or a limit is below the feasible range.
     """
     require_feasible(problem)
-    rows = np.arange(len(problem.names))
-    least = np.argmax(problem.allowed, axis=1)
+    whole, group = merged(problem)
+    costs, bounds = all_costs(whole)
+    rows, m = np.arange(len(whole.names)), len(whole.choices)
+    least = np.argmax(whole.allowed, axis=1)
     best = least
-    for j in range(len(problem.choices)):
-        under = problem.allowed & (np.arange(len(problem.choices)) <= j)
-        choice = np.where(
-            under.any(axis=1), len(problem.choices) - 1 - np.argmax(under[:, ::-1], axis=1), least
-        )
-        if problem.cost[rows, choice].sum() <= problem.budget:
+    for j in range(m):
+        under = whole.allowed & (np.arange(m) <= j)
+        widest = m - 1 - np.argmax(under[:, ::-1], axis=1)
+        choice = np.where(under.any(axis=1), widest, least)
+        if (costs[:, rows, choice].sum(axis=1) <= bounds).all():
             best = choice
-    return make_plan(problem, best, "uniform")
+    return make_plan(problem, freely_widened(problem, best[group]), "uniform")

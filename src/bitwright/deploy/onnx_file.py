@@ -23,7 +23,7 @@ from bitwright.arith.packing import PLANES, pack, parts
 from bitwright.deploy.artefact import codes_by_width, rows_by_width
 from bitwright.deploy.integer import integer_bias
 from bitwright.deploy.placeholders import DOMAIN, OPSET, export, with_holes
-from bitwright.network import Layer, fresh_edges
+from bitwright.network import Layer, Network, fresh_edges
 from bitwright.quantize import EdgeGrid, Quantized
 
 
@@ -178,10 +178,20 @@ def _row_places(
 
 def build_model(quantized: Quantized) -> ir.Model:
     """The complete model: holes filled, everything else as exported, names short."""
+    return fill(hollow(quantized.network, edges=bool(quantized.edges)), quantized)
+
+
+def hollow(network: Network, *, edges: bool = True) -> ir.Model:
+    """The exported graph with holes, the same for all widths."""
+    return export(with_holes(network, edges), network.input_shape, _input_dtype(network))
+
+
+def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
+    """`model` of :func:`hollow`, changed in place: its weights and edges in, names short.
+
+    Edges without a grid stay float.
+    """
     network = quantized.network
-    module = with_holes(network, edges=bool(quantized.edges))
-    dtype = _input_dtype(quantized)
-    model = export(module, network.input_shape, dtype)
     graph = model.graph
     build = Builder()
     weights = layer_weights(build, quantized)
@@ -202,19 +212,9 @@ def build_model(quantized: Quantized) -> ir.Model:
             else:
                 value = ready[layer_name]
         else:
-            grid = grids[name]
-            step, zero = np.array(grid.scale, np.float32), u8(grid.zero)
-            source = node.inputs[0]
-            if name in narrow and source is not None:
-                source = _behind_clip(source, grid)
-            stored = build.op("QuantizeLinear", source, step, zero)
-            if name in narrow:  # the container saturates at 255 only
-                stored = build.op("Clip", stored, u8(0), u8(grid.top))
-            stored.name = f"{name}.q"
-            value = build.op("DequantizeLinear", stored, step, zero)
+            value = _through(build, node.inputs[0], name, grids.get(name), name in narrow)
         graph.insert_before(node, build.nodes)
-        for use in list(node.outputs[0].uses()):
-            use.node.replace_input_with(use.idx, value)
+        _replace(graph, node.outputs[0], value)
         graph.remove(node, safe=True)
     for node in [n for n in graph if n.op_type == "Clip" and not n.outputs[0].uses()]:
         graph.remove(node)  # what stood in front of a narrow grid
@@ -253,10 +253,33 @@ def _behind_clip(value: ir.Value, grid: EdgeGrid) -> ir.Value:
     return node.inputs[0] if inside else value
 
 
-def _input_dtype(quantized: Quantized) -> Any:
+def _through(build: Builder, value: Any, name: str, grid: EdgeGrid | None, narrow: bool) -> Any:
+    """The value on its edge's grid and back; itself where it has none."""
+    if grid is None:
+        return value
+    step, zero = np.array(grid.scale, np.float32), u8(grid.zero)
+    source = _behind_clip(value, grid) if narrow else value
+    stored = build.op("QuantizeLinear", source, step, zero)
+    if narrow:  # the container saturates at 255 only
+        stored = build.op("Clip", stored, u8(0), u8(grid.top))
+    stored.name = f"{name}.q"
+    return build.op("DequantizeLinear", stored, step, zero)
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Everything that reads `old` reads `new`; the graph's outputs, too."""
+    for use in list(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+    for i, output in enumerate(graph.outputs):
+        if output is old:
+            new.shape, new.type = old.shape, old.type
+            graph.outputs[i] = new
+
+
+def _input_dtype(network: Network) -> Any:
     import torch
 
-    nodes = quantized.network.module.graph.nodes
+    nodes = network.module.graph.nodes
     floating = next(n for n in nodes if n.op == "placeholder").meta.get("is_float", True)
     return torch.float32 if floating else torch.int64
 
@@ -295,7 +318,7 @@ def _bias(
     layer: Layer,
     call: str,
     weights: dict[str, tuple[ir.Value, ir.Value]],
-    grids: dict[str, Any],
+    grids: dict[str, EdgeGrid],
 ) -> ir.Value:
     """The bias of one call: int32 in steps of input scale × weight scale, or float."""
     node = next(n for n in quantized.network.module.graph.nodes if n.name == call)

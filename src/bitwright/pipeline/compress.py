@@ -59,7 +59,8 @@ class Result:
 def finish(run: Run, model: str, command: str | None = None) -> tuple[Result, Summary]:
     """Run every stage that is not done yet, write the report, return what came out."""
     run.check_goal()
-    _ = run.preflight, run.sensitivity, run.plan, run.quantized, run.onnx, run.verification
+    _ = run.preflight, run.limits  # what may refuse the goal comes first
+    _ = run.sensitivity, run.plan, run.quantized, run.onnx, run.verification
     summary = summarize(run, model, command)
     write_text(run.store.path("summary.json"), to_json(summary))
     page.write(summary, run.store.path("report.html"))
@@ -99,7 +100,8 @@ def compress(
             out.
         progress: called with a stage's name and the finished fraction.
         **options: fields of :class:`bitwright.Settings`: method, activations, epochs, seed,
-            max_kl, max_drop, overrides, skip, evaluations, calibration_rows, device.
+            max_kl, max_drop, overrides, skip, evaluations, calibration_rows, device, max_bops,
+            max_latency, profile.
 
     Raises:
         BitwrightError: the input is wrong; one line says what, where, and what to do.

@@ -19,15 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright import allocate, curvature, quantize
-from bitwright.allocate import Plan, Problem
+from bitwright import allocate, cost, curvature, quantize
+from bitwright.allocate import Limit, Plan, Problem
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
 from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
+from bitwright.pipeline.budget import parse_bops, parse_latency
 from bitwright.pipeline.judge import Judgement, answers_of, judge
+from bitwright.pipeline.limits import bops_limit, latency_limit, require_limits
 from bitwright.pipeline.preflight import Preflight, preflight
 from bitwright.pipeline.search import (
     REWARD_CORRECTION_ROWS,
@@ -181,13 +183,70 @@ class Run:
         s = self.settings
         if s.max_drop is not None:
             self._labels_and_metric()
+        timed = s.max_latency is not None and s.profile is None  # in the folder, later
+        if not self._mixed:  # those widths wait for the curvature
+            require_limits(self.network, self.bounds, self._bops if timed else self.limits)
         if s.budget is None:
             return
         if s.budget.mean_bits is not None:
             budget_bits = int(s.budget.mean_bits * self.network.weights)
             require_within(self.network, budget_bits, self.bounds)
-        elif not (self.folder.is_dir() and self._searched):
-            require_bytes(self.network, self.tables, self.edges, self._target_bytes, self.bounds)
+        elif timed or not (self.folder.is_dir() and self._searched):
+            require_bytes(
+                self.network, self.tables, self._calibrated, self._target_bytes, self.bounds
+            )
+
+    # ---------------------------------------------------------------- limits
+
+    def profile(self, threads: int = 1, repeats: int = 100) -> cost.Profile:
+        """Times of all layer shapes here, measured where they are not known; `profile.json`."""
+        path = self.store.path("profile.json")
+        _, float_file = self._flight
+        with self.store.timed("profile"):
+            return cost.profile(
+                self.network,
+                float_file,
+                self.calibration,
+                path,
+                threads=threads,
+                repeats=repeats,
+                progress=lambda f: self.progress("profile", f),
+            )
+
+    @cached_property
+    def times(self) -> cost.Profile:
+        """The profile that a bound on the latency is checked by: the given one, or our own."""
+        if self.settings.profile is not None:
+            return cost.read(Path(self.settings.profile))
+        path = self.store.path("profile.json")
+        if not path.exists():
+            return self.profile()
+        before = cost.read(path)
+        return self.profile(before.machine.threads, before.repeats)
+
+    @cached_property
+    def _bops(self) -> tuple[Limit, ...]:
+        s = self.settings
+        if s.max_bops is None:
+            return ()
+        widths: Any = None if s.activations is None else int(s.activations)
+        if self._mixed:
+            widths = {g: grid.bits for g, grid in self.edges.items()}
+        return (bops_limit(self.network, parse_bops(s.max_bops), widths),)
+
+    @cached_property
+    def limits(self) -> tuple[Limit, ...]:
+        """Bounds beside the budget.
+
+        Raises:
+            BitwrightError: no plan fits one; the message gives its feasible range.
+        """
+        s, found = self.settings, self._bops
+        if s.max_latency is not None:
+            bound = parse_latency(s.max_latency)
+            found = (*found, latency_limit(self.network, self.times, bound, s.activations))
+        require_limits(self.network, self.bounds, found)
+        return found
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
@@ -226,26 +285,46 @@ class Run:
         """Grids of all weights at all widths."""
         return quantize.weight_tables(self.network, lambda f: self.progress("fit grids", f))
 
+    @property
+    def _mixed(self) -> bool:
+        """Whether activations get widths of their own, by curvature."""
+        bits = self.settings.activations
+        return bits is not None and bits < 8 and self.settings.method != "uniform"
+
+    @cached_property
+    def _calibrated(self) -> dict[int, quantize.EdgeGrid]:
+        """Grids of one width for all activations: 8 bits where each will get its own."""
+        bits = self.settings.activations
+        if bits is None:
+            return {}
+        return quantize.calibrate(
+            self.network,
+            self.calibration[:CALIBRATION_ROWS],
+            bits=8 if self._mixed else int(bits),
+            chunk=_chunk(self.network),
+            progress=partial(self.progress, "calibrate activations"),
+        )
+
     @cached_property
     def edges(self) -> dict[int, quantize.EdgeGrid]:
         """Grids of the activations; none if they stay float."""
-        mean = self.settings.activations
-        if mean is None:
-            return {}
-        x, chunk = self.calibration[:CALIBRATION_ROWS], _chunk(self.network)
-        progress = partial(self.progress, "calibrate activations")
-        if self.settings.method == "uniform" or mean == 8:
-            return quantize.calibrate(
-                self.network, x, bits=int(mean), chunk=chunk, progress=progress
-            )
-        tables = quantize.edge_tables(self.network, x, chunk=chunk, progress=progress)
-        problem = quantize.edge_problem(self.network, self.sensitivity, tables, mean)
+        bits = self.settings.activations
+        if bits is None or not self._mixed:
+            return self._calibrated
+        tables = quantize.edge_tables(
+            self.network,
+            self.calibration[:CALIBRATION_ROWS],
+            chunk=_chunk(self.network),
+            progress=partial(self.progress, "calibrate activations"),
+        )
+        problem = quantize.edge_problem(self.network, self.sensitivity, tables, bits)
         widths = allocate.knapsack(problem).bits.tolist()
         return {g: tables[g].grids[b] for g, b in zip(sorted(tables), widths, strict=True)}
 
     @cached_property
     def bench(self) -> Workbench:
         """Grids of weights and edges, and what correction needs."""
+        limits = self.limits  # first: they may be infeasible, and what follows is slow
         return Workbench(
             self.network,
             self.sensitivity,
@@ -256,6 +335,7 @@ class Run:
             self.task.class_axis,
             self.bounds,
             self.pool,
+            limits,
         )
 
     @property
@@ -272,6 +352,7 @@ class Run:
             json.dumps(s.overrides, sort_keys=True),
             s.evaluations if s.method == "cw-hawq" else 0,
             self._labels_key if s.max_drop is not None else "",
+            *(part for li in self.limits for part in (li.name, li.unit, li.bound, li.cost)),
         )
 
     @property

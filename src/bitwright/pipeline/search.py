@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from bitwright import allocate, quantize
-from bitwright.allocate import Plan, Problem
+from bitwright.allocate import Limit, Plan, Problem
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity
 from bitwright.curvature.divergence import per_sample
@@ -151,6 +151,7 @@ class Workbench:
         kind, class_axis: of the divergence.
         bounds: what overrides leave to choose.
         pool: [m, ...] further calibration rows, which a search is rewarded on.
+        limits: bounds beside the budget.
     """
 
     network: Network
@@ -162,12 +163,13 @@ class Workbench:
     class_axis: int
     bounds: Bounds
     pool: Tensor
+    limits: tuple[Limit, ...] = ()
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
     _reward: Tensor | None = None
 
     def problem(self, budget_bits: int) -> Problem:
-        """One item a channel, ties of the overrides applied."""
+        """One item a channel, ties of the overrides and the limits applied."""
         problem = quantize.channel_problem(
             self.network, self.sensitivity, self.tables, budget_bits, self.bounds.allowed
         )
@@ -176,7 +178,7 @@ class Workbench:
         tie = np.arange(len(problem.names))
         for first in np.flatnonzero(count > 1):
             tie[owner == first] = tie[owner == first].min()
-        return problem.with_ties(tie)
+        return problem.with_ties(tie).with_limits(*self.limits)
 
     def layer_ties(self) -> np.ndarray:
         """One tie id for all channels of a layer and of those tied to it."""
@@ -292,7 +294,7 @@ def search_ratios(
     # where all ratios are one plan, the smallest or the largest, there is nothing to search
     least, most = allocate.feasible_range(problem)
     step = min(layer.fan_in for layer in bench.network.layers)
-    single = budget_bits >= most or budget_bits < least + step
+    single = (budget_bits >= most and not problem.limits) or budget_bits < least + step
     order = quantize.trace_order(bench.network, bench.sensitivity, bench.tables)
     return allocate.cw_hawq(
         problem,
@@ -353,11 +355,12 @@ def bits_for_quality(
     """
     inner = "channels" if method == "cw-hawq" else method
     least, most = allocate.feasible_range(bench.problem(8 * bench.network.weights))
-    if not good_enough(solve(bench, inner, most)):
+    largest = solve(bench, inner, most)
+    if not good_enough(largest):
+        mean = largest.cost / bench.network.weights
         raise BitwrightError(
-            f"{what} cannot be met: even the largest plan "
-            f"({most / bench.network.weights:.2f} bits a weight) misses it on held-out calibration "
-            "rows; allow more"
+            f"{what} cannot be met: even the largest plan ({mean:.2f} bits a weight) misses it on "
+            "held-out calibration rows; allow more"
         )
     if good_enough(solve(bench, inner, least)):
         return least

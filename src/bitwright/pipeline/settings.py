@@ -14,7 +14,7 @@ import yaml
 
 from bitwright.errors import BitwrightError
 from bitwright.network import Network
-from bitwright.pipeline.budget import Budget, parse_budget
+from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_latency
 from bitwright.quantize import EDGE_WIDTHS
 from bitwright.quantize.scores import WIDTHS
 
@@ -39,6 +39,9 @@ class Settings:
         evaluations: plans CW-HAWQ evaluates.
         calibration_rows: used at most.
         device: `cpu` or `cuda`, where measuring and fine-tuning run.
+        max_bops: bound on bit operations beside the goal, as `1.2G`.
+        max_latency: bound on the sum of the layers' times beside the goal, as `3ms`.
+        profile: path of the table with those times; None to measure them in the run's folder.
     """
 
     budget: Budget | None = field(default_factory=lambda: parse_budget("3bit"))
@@ -53,6 +56,9 @@ class Settings:
     evaluations: int = 150
     calibration_rows: int = 1024
     device: str = "cpu"
+    max_bops: str | None = None
+    max_latency: str | None = None
+    profile: str | None = None
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -97,6 +103,7 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(
             f"give one of --budget, --max-kl, --max-drop, not {' and '.join(goals) or 'none'}"
         )
+    _check_bounds(settings)
     for name, value in (("--max-kl", settings.max_kl), ("--max-drop", settings.max_drop)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise BitwrightError(f"{name} must be a positive number, not {value}")
@@ -111,6 +118,19 @@ def check_settings(settings: Settings) -> Settings:
     if settings.evaluations < 4:
         raise BitwrightError(f"--evaluations must be at least 4, not {settings.evaluations}")
     return settings
+
+
+def _check_bounds(settings: Settings) -> None:
+    for name in ("max_bops", "max_latency", "profile"):
+        value: Any = getattr(settings, name)
+        if value is not None and not isinstance(value, str):
+            raise BitwrightError(f"{name} must be text, not {value!r}")
+    if settings.max_bops is not None:
+        parse_bops(settings.max_bops)
+    if settings.max_latency is not None:
+        parse_latency(settings.max_latency)
+    elif settings.profile is not None:
+        raise BitwrightError("--profile is read for --max-latency; give that as well")
 
 
 def read_overrides(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from bitwright import allocate, quantize
 from bitwright.deploy import Verification as Found
 from bitwright.network import Layer
+from bitwright.pipeline.limits import lines
 from bitwright.pipeline.run import Run
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
 
@@ -79,7 +80,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         ("biases", sizes["biases"]),
         ("graph and unpacking", graph),
     )
-    problem = run.bench.problem(8 * network.weights)
+    problem = run.bench.problem(8 * network.weights).with_limits()
     overhead = sizes["model.onnx"] - sizes["weights"]
     frontier = tuple(
         (cost / network.weights, overhead + cost // 8, loss)
@@ -87,16 +88,6 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
     )
     names = ("model.onnx", "model.safetensors", "plan.json", "sensitivity.safetensors")
     files = tuple((n, run.store.path(n).stat().st_size) for n in (*names, "verify.json"))
-    budget = run.settings.budget
-    goal = (
-        budget.text
-        if budget
-        else (
-            f"KL ≤ {run.settings.max_kl}"
-            if run.settings.max_kl
-            else f"drop ≤ {run.settings.max_drop}"
-        )
-    )
     return Summary(
         title=f"{model}, compressed",
         model=model,
@@ -104,7 +95,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         created=created(),
         seed=run.settings.seed,
         versions=versions(),
-        budget=goal,
+        budget=_goal(run),
         target=f"{plan.cost / network.weights:.3f} bits a weight = {stored:,} stored bytes",
         methods=methods,
         layers=tuple(_layer_row(run, layer, bits[layer.name]) for layer in network.layers),
@@ -121,10 +112,22 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
     )
 
 
+def _goal(run: Run) -> str:
+    """What was asked for, the bounds beside it included."""
+    s = run.settings
+    if s.budget is not None:
+        goal = s.budget.text
+    else:
+        goal = f"KL ≤ {s.max_kl}" if s.max_kl else f"drop ≤ {s.max_drop}"
+    bounds = [f"{li.name} ≤ {li.bound:.4g} {li.unit}" for li in run.limits]
+    return ", ".join([goal, *bounds])
+
+
 def _notes(run: Run) -> tuple[str, ...]:
     notes = [*run.task.notes]
     if run.network.skipped:
         notes.append(f"left in float: {', '.join(run.network.skipped)}")
+    notes += limit_lines(run)
     details = run.sensitivity.details
     notes.append(
         f"sensitivity: {details.get('estimator')}, {float(details.get('share', 1)):.1%} of the "
@@ -141,6 +144,19 @@ def _notes(run: Run) -> tuple[str, ...]:
             "abstract of arXiv 2008.08284 is known to us"
         )
     return tuple(notes)
+
+
+def limit_lines(run: Run) -> list[str]:
+    """What the plan takes of each bound beside the budget, and what is not in it."""
+    found = lines(run.plan)
+    if found and run.network.skipped:
+        found.append("layers left in float are not in these sums")
+    if run.settings.max_latency is not None:
+        found.append(
+            f"latency is the sum of the layers' times on {run.times.machine}; the width of weights "
+            "does not change it, since all are unpacked to 8 bits at load"
+        )
+    return found
 
 
 def _layer_row(run: Run, layer: Layer, bits: np.ndarray) -> LayerRow:

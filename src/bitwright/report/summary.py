@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from bitwright.codec import decode, encode
 from bitwright.errors import BitwrightError
-from bitwright.report.codec import decode, encode
 
 SCHEMA = 1
 
