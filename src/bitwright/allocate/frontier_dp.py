@@ -46,7 +46,10 @@ def frontier_dp(
         options = np.flatnonzero(whole.allowed[item])
         states = pruned(
             joined(
-                [states.after(every, costs[:, item, j], whole.loss[item, j], j) for j in options]
+                [
+                    states.after(every, costs[:, item, j], whole.loss[item, j], int(j))
+                    for j in options
+                ]
             ),
             place,
         )
