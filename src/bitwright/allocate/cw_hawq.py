@@ -35,11 +35,15 @@ import torch
 
 from bitwright.allocate.plan import Plan
 from bitwright.allocate.problem import Problem
-from bitwright.allocate.random_ratios import random_points, starting_ratios
-from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchResult
+from bitwright.allocate.random_ratios import WARM_UP, random_points, starting_ratios
+from bitwright.allocate.search import (
+    Evaluate,
+    EvaluateMany,
+    Evaluation,
+    Evaluator,
+    SearchResult,
+)
 
-#: first points, shared with random search
-_WARM_UP = 25
 #: standard deviation of the exploration at the first and the last evaluation
 _NOISE = (0.3, 0.05)
 #: points among which the critic picks
@@ -72,8 +76,12 @@ class RatioEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> Any:
         """Evaluate the ratios; the episode is over."""
-        value = self.run.point(np.asarray(action, dtype=float))
-        return np.zeros(1, np.float32), -float(np.log(max(value, 1e-12))), True, False, {}
+        return np.zeros(1, np.float32), self.rewards(action[None])[0], True, False, {}
+
+    def rewards(self, actions: np.ndarray) -> list[float]:
+        """Rewards of some episodes at once."""
+        values = self.run.points(np.asarray(actions, dtype=float))
+        return [-float(np.log(max(value, 1e-12))) for value in values]
 
 
 def cw_hawq(
@@ -84,6 +92,8 @@ def cw_hawq(
     evaluations: int = 150,
     seed: int = 0,
     start: Plan | None = None,
+    batch: int = 1,
+    evaluate_many: EvaluateMany | None = None,
     log: Path | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> SearchResult:
@@ -97,35 +107,47 @@ def cw_hawq(
             nothing new is met).
         seed: of the agent and the warm-up; global generators are put back afterwards.
         start: a plan whose ratios the search starts from, evaluated first; without one, equal
-            shares.
+            shares (a cold start).
+        batch: plans proposed at a time; the agent learns after each batch. A setting, so that
+            results do not depend on how many evaluate it.
+        evaluate_many: values of a batch of plans, in their order, in place of `evaluate`.
         log: JSON lines of evaluations; an existing one is replayed.
         on_evaluation: called after each.
 
     Raises:
         BitwrightError: infeasible budget, or a log that another search wrote.
     """
-    run = Evaluator(problem, order, starting_ratios(problem, start), evaluate, log, on_evaluation)
+    ratios = starting_ratios(problem, start)
+    run = Evaluator(
+        problem, order, ratios, evaluate, log, on_evaluation, evaluate_many=evaluate_many
+    )
     if start is not None:
         run.plan(start)
     env = RatioEnvironment(run)
     rng = np.random.default_rng(seed + 1)
-    with _own_generators(seed), warnings.catch_warnings():
+    with own_generators(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         agent = _Agent(env, seed)
         m = len(run.start)
-        for point in random_points(m, max(1, min(_WARM_UP, evaluations // 4)), seed):
-            if len(run.history) < evaluations:
-                agent.visit(env.canonical(point))
+        warm_up = random_points(m, max(1, min(WARM_UP, evaluations // 4)), seed)
+        for first in range(0, len(warm_up), batch):
+            left = min(batch, evaluations - len(run.history))
+            if left > 0:
+                agent.visit(env.canonical(warm_up[first : first + left]))
         idle = 0
         while len(run.history) < evaluations and idle < _PATIENCE:
-            agent.train()
+            count = min(batch, evaluations - len(run.history))
+            agent.train(_TRAIN_STEPS * count)
             progress = len(run.history) / evaluations
             spread = _NOISE[0] * (_NOISE[1] / _NOISE[0]) ** progress
             # a plan met again is free: more noise until something new is met
             spread *= 1.05**idle
-            centre = agent.proposal() if rng.random() < 0.5 else agent.best()
+            chosen = []
+            for _ in range(count):
+                centre = agent.proposal() if rng.random() < 0.5 else agent.best()
+                chosen.append(agent.valued(centre + rng.normal(0, spread, (_CANDIDATES, m))))
             known = len(run.history)
-            agent.visit(agent.valued(centre + rng.normal(0, spread, (_CANDIDATES, m))))
+            agent.visit(np.stack(chosen))
             idle = idle + 1 if len(run.history) == known else 0
     return run.result()
 
@@ -156,22 +178,21 @@ class _Agent:
         assert self.model.replay_buffer is not None
         self.buffer = self.model.replay_buffer
 
-    def visit(self, point: np.ndarray) -> None:
-        """Evaluate a point and remember it."""
-        action = point.astype(np.float32)
-        state, gain, *_ = self.env.step(action)
-        self.buffer.add(
-            self.state[None], state[None], action[None], np.array([gain]), np.array([True]), [{}]
-        )
-        self.points.append(action)
-        self.gains.append(gain)
+    def visit(self, points: np.ndarray) -> None:
+        """Evaluate some points and remember them."""
+        actions = points.astype(np.float32)
+        state = self.state[None]
+        for action, gain in zip(actions, self.env.rewards(actions), strict=True):
+            self.buffer.add(state, state, action[None], np.array([gain]), np.array([True]), [{}])
+            self.points.append(action)
+            self.gains.append(gain)
 
-    def train(self) -> None:
+    def train(self, steps: int) -> None:
         """Renew the rewards, the ranks of all points, then some gradient steps."""
         count = len(self.gains)
         ranks = np.argsort(np.argsort(self.gains, kind="stable"), kind="stable")
         self.buffer.rewards[:count, 0] = 2 * ranks / max(count - 1, 1) - 1
-        self.model.train(gradient_steps=_TRAIN_STEPS, batch_size=64)
+        self.model.train(gradient_steps=steps, batch_size=64)
 
     def proposal(self) -> np.ndarray:
         """What the actor would do."""
@@ -192,7 +213,7 @@ class _Agent:
 
 
 @contextmanager
-def _own_generators(seed: int) -> Iterator[None]:
+def own_generators(seed: int) -> Iterator[None]:
     """Seed the global generators the agent draws from, and put all three back afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

@@ -17,11 +17,10 @@ import numpy as np
 
 from bitwright.allocate.problem import Problem, all_costs
 
-#: states held at once, after which the enumeration gives up
-MOST_STATES = 50_000
 
-
-def exact(whole: Problem, multipliers: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+def exact(
+    whole: Problem, multipliers: np.ndarray, known: np.ndarray, most_states: int = 50_000
+) -> np.ndarray | None:
     """The optimum's choices, int64 [n], or None where that takes too many states.
 
     Args:
@@ -29,6 +28,7 @@ def exact(whole: Problem, multipliers: np.ndarray, known: np.ndarray) -> np.ndar
         multipliers: float64 [1 + k] ≥ 0, of the budget and the limits; any are right, good ones
             are fast.
         known: a plan within the bounds.
+        most_states: held at once.
     """
     costs, bounds = all_costs(whole)
     rows = np.arange(len(known))
@@ -41,7 +41,7 @@ def exact(whole: Problem, multipliers: np.ndarray, known: np.ndarray) -> np.ndar
     gap = max(ceiling / 64, rounding)
     while True:
         gap = min(gap, ceiling)
-        found = _within(whole.loss, costs, bounds, regret, gap + rounding)
+        found = _within(whole.loss, costs, bounds, regret, gap + rounding, most_states)
         if found is None:
             return None
         choice, loss = found
@@ -53,7 +53,12 @@ def exact(whole: Problem, multipliers: np.ndarray, known: np.ndarray) -> np.ndar
 
 
 def _within(
-    loss: np.ndarray, costs: np.ndarray, bounds: np.ndarray, regret: np.ndarray, gap: float
+    loss: np.ndarray,
+    costs: np.ndarray,
+    bounds: np.ndarray,
+    regret: np.ndarray,
+    gap: float,
+    most_states: int,
 ) -> tuple[np.ndarray | None, float] | None:
     """The best plan of total regret ≤ gap, if any, and its loss; None: too many states."""
     near = regret <= gap
@@ -78,7 +83,7 @@ def _within(
             kept = kept[undominated(spent[0, kept], lost[kept])]
         if not len(kept):
             return None, np.inf
-        if len(kept) > MOST_STATES:
+        if len(kept) > most_states:
             return None
         due, spent, lost = due[kept], spent[:, kept], lost[kept]
         trail.append((options[kept // states], kept % states))

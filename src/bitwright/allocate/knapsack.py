@@ -24,6 +24,8 @@ from bitwright.allocate.problem import Problem, all_costs, merged, require_feasi
 
 #: items the finish looks at; all of them up to this many
 _CORE = 40
+#: items that it tries before, and the partial plans it holds at once in doing so
+_WIDE, _WIDE_STATES = 200, 4_000
 #: choices up to which the linear relaxation with limits is solved as a linear program
 _LP = 20_000
 #: moves tried one by one after the first that does not fit
@@ -33,9 +35,9 @@ _TRIED = 2000
 def knapsack(problem: Problem, method: str = "channels") -> Plan:
     """The plan with the least predicted loss within the budget and the limits.
 
-    Exact up to 40 items (after merging ties); beyond, the loss is never more than one move above
-    the linear bound without limits, and within a few moves of it with them. Cost: O(n m log(n m)),
-    some tens of passes more with limits, plus one small exact search.
+    Exact up to 40 items (after merging ties), mostly up to 200. Beyond, the loss is never more than
+    one move above the linear bound without limits, and within a few moves of it with them. Cost:
+    O(n m log(n m)), some tens of passes more with limits, plus one small exact search.
 
     Raises:
         BitwrightError: the budget or a limit is below the feasible range.
@@ -200,16 +202,20 @@ def _finish(whole: Problem, choice: np.ndarray, prices: np.ndarray) -> np.ndarra
     priced = np.where(whole.allowed, whole.loss + np.tensordot(prices, costs, 1), np.inf)
     kept = priced[rows, choice]
     priced[rows, choice] = np.inf
-    near = np.argsort(priced.min(axis=1) - kept, kind="stable")[:_CORE]
-    core = _part(whole, choice, near)
-    best = exact(core, prices, choice[near])
-    if best is None:
-        best = solve(core)
-    if best is not None:
+    near = np.argsort(priced.min(axis=1) - kept, kind="stable")
+    for items, states in ((near[:_WIDE], _WIDE_STATES), (near[:_CORE], None)):
+        core = _part(whole, choice, items)
+        if states is not None:
+            best = exact(core, prices, choice[items], states)
+        else:
+            best = exact(core, prices, choice[items])
+            best = solve(core) if best is None else best
+        if best is None:
+            continue
         trial = choice.copy()
-        trial[near] = best
-        if whole.loss[rows, trial].sum() < whole.loss[rows, choice].sum():
-            return trial
+        trial[items] = best
+        better = whole.loss[rows, trial].sum() < whole.loss[rows, choice].sum()
+        return trial if better else choice
     return choice
 
 

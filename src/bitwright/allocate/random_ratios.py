@@ -10,7 +10,16 @@ import numpy as np
 from bitwright.allocate.plan import Plan
 from bitwright.allocate.problem import Problem
 from bitwright.allocate.ratios import ratios_of
-from bitwright.allocate.search import Evaluate, Evaluation, Evaluator, SearchResult
+from bitwright.allocate.search import (
+    Evaluate,
+    EvaluateMany,
+    Evaluation,
+    Evaluator,
+    SearchResult,
+)
+
+#: first points that all searches over ratios share
+WARM_UP = 25
 
 
 def starting_ratios(problem: Problem, start: Plan | None) -> np.ndarray:
@@ -36,14 +45,26 @@ def random_ratios(
     evaluations: int = 150,
     seed: int = 0,
     start: Plan | None = None,
+    batch: int = 1,
+    evaluate_many: EvaluateMany | None = None,
     log: Path | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
 ) -> SearchResult:
     """The best of `evaluations` random ratios; arguments as for :func:`cw_hawq`."""
-    ratios = starting_ratios(problem, start)
-    run = Evaluator(problem, order, ratios, evaluate, log, on_evaluation, "random-ratios")
-    for point in random_points(len(problem.choices), 20 * evaluations, seed):
-        if len(run.history) >= evaluations:
-            break
-        run.point(point)
+    run = Evaluator(
+        problem,
+        order,
+        starting_ratios(problem, start),
+        evaluate,
+        log,
+        on_evaluation,
+        method="random-ratios",
+        evaluate_many=evaluate_many,
+    )
+    points = random_points(len(problem.choices), 20 * evaluations, seed)
+    used = 0
+    while used < len(points) and len(run.history) < evaluations:
+        count = min(batch, evaluations - len(run.history))
+        run.points(points[used : used + count])
+        used += count
     return run.result()

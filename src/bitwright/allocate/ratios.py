@@ -61,6 +61,13 @@ def ratios_of(problem: Problem, plan: Plan) -> np.ndarray:
     return shares / shares.sum()
 
 
+def widest_not_above(allowed: np.ndarray) -> np.ndarray:
+    """For each choice the widest allowed not above it, or else the narrowest, int64 [n, m]."""
+    below = np.where(allowed, np.arange(allowed.shape[1]), -1)
+    at_most = np.maximum.accumulate(below, axis=1)
+    return np.where(at_most >= 0, at_most, np.argmax(allowed, axis=1)[:, None])
+
+
 def _sizes(problem: Problem) -> np.ndarray:
     """Weights in each item; where nothing costs anything, every item counts the same."""
     size = problem.cost[:, 0] / problem.choices[0]
@@ -87,12 +94,7 @@ class _Line:
         self.middle = (end - size / 2) / end[-1]
         costs, self.bounds = all_costs(self.whole)
         self.costs = costs[:, self.order]
-        m = len(self.whole.choices)
-        allowed = self.whole.allowed[self.order]
-        below = np.where(allowed, np.arange(m), -1)
-        at_most = np.maximum.accumulate(below, axis=1)
-        least = np.argmax(allowed, axis=1)[:, None]
-        self.nearest = np.where(at_most >= 0, at_most, least)  # the widest allowed not above
+        self.nearest = widest_not_above(self.whole.allowed)[self.order]
 
     def assign(self, shares: np.ndarray) -> np.ndarray:
         """Choices of the groups along the line, int64."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from bitwright.allocate.ratios import plan_from_ratios
 from bitwright.errors import BitwrightError
 
 Evaluate = Callable[[Plan], float]
+EvaluateMany = Callable[[Sequence[Plan]], Sequence[float]]
 
 #: a coordinate of ±1 multiplies a ratio by e^±SPAN before tilting: any width can all but vanish
 SPAN = 5.0
@@ -47,6 +48,10 @@ class Evaluator:
     A point `p ∈ [−1, 1]^m` stands for the ratios `start_j · exp(SPAN · p_j)`, tilted to the
     budget. Every new value is appended to the log before anything is made of it; a run that starts
     with a log takes its values from there, so that a killed search replays to where it was.
+
+    Points and plans come one by one or as a batch. What a search proposes depends on the size of
+    its batches, never on who evaluates them: `evaluate_many` may share a batch out as it likes, as
+    values are logged and counted in the order of the proposals.
     """
 
     problem: Problem
@@ -56,6 +61,7 @@ class Evaluator:
     log: Path | None = None
     on_evaluation: Callable[[Evaluation], None] | None = None
     method: str = "cw-hawq"
+    evaluate_many: EvaluateMany | None = None
     history: list[Evaluation] = field(default_factory=list)
     best: tuple[float, Plan] | None = None
     _values: dict[bytes, float] = field(default_factory=dict)
@@ -67,42 +73,85 @@ class Evaluator:
 
     def point(self, point: np.ndarray) -> float:
         """The value of a point's plan."""
-        ratios = self.start * np.exp(SPAN * np.clip(point, -1, 1))
-        plan = plan_from_ratios(self.problem, self.order, ratios, self.method)
-        return self.plan(plan, tuple(float(p) for p in point))
+        return self.points([point])[0]
+
+    def points(self, points: Sequence[np.ndarray] | np.ndarray) -> list[float]:
+        """The values of some points' plans."""
+        found = []
+        for point in points:
+            ratios = self.start * np.exp(SPAN * np.clip(point, -1, 1))
+            plan = plan_from_ratios(self.problem, self.order, ratios, self.method)
+            found.append((plan, tuple(float(p) for p in point)))
+        return self.plans(found)
 
     def plan(self, plan: Plan, point: tuple[float, ...] = ()) -> float:
         """The value of a plan; a plan seen before costs no evaluation."""
-        known = self._values.get(plan.key)
-        if known is not None:
-            return known
-        key = hashlib.sha256(plan.key).hexdigest()[:16]
+        return self.plans([(plan, point)])[0]
+
+    def plans(self, found: Sequence[tuple[Plan, tuple[float, ...]]]) -> list[float]:
+        """The values of some plans, each with the point it came from."""
+        new: dict[bytes, tuple[Plan, tuple[float, ...]]] = {}
+        for plan, point in found:
+            if plan.key not in self._values:
+                new.setdefault(plan.key, (plan, point))
+        first = len(self.history)
+        logged = [
+            self._logged(first + i, plan) for i, (plan, _) in enumerate(new.values())
+        ]  # a log ends where the run did: what it lacks is evaluated
+        rest = [
+            plan for (plan, _), value in zip(new.values(), logged, strict=True) if value is None
+        ]
+        together = self._together(rest) if self.evaluate_many and rest else None
+        for (plan, point), value in zip(new.values(), logged, strict=True):
+            if value is None:
+                value = next(together) if together else float(self.evaluate(plan))
+                self._write(plan, point, value)
+            self._remember(plan, point, value)
+        return [self._values[plan.key] for plan, _ in found]
+
+    def _together(self, plans: list[Plan]) -> Iterator[float]:
+        assert self.evaluate_many is not None
+        values = [float(v) for v in self.evaluate_many(plans)]
+        if len(values) != len(plans):
+            raise ValueError(f"evaluate_many gave {len(values)} values for {len(plans)} plans")
+        return iter(values)
+
+    def _logged(self, index: int, plan: Plan) -> float | None:
+        """What the log says of an evaluation, if it goes that far."""
+        if index >= len(self._replay):
+            return None
+        logged, value = self._replay[index]
+        if logged != _hash(plan):
+            raise BitwrightError(
+                f"{self.log} was written by another search (evaluation {index} differs); "
+                "delete it to start over"
+            )
+        return value
+
+    def _write(self, plan: Plan, point: tuple[float, ...], value: float) -> None:
+        if self.log is None:
+            return
         index = len(self.history)
-        if index < len(self._replay):
-            logged, value = self._replay[index]
-            if logged != key:
-                raise BitwrightError(
-                    f"{self.log} was written by another search (evaluation {index} differs); "
-                    "delete it to start over"
-                )
-        else:
-            value = float(self.evaluate(plan))
-            if self.log is not None:
-                with self.log.open("a") as file:
-                    line = {"index": index, "plan": key, "point": point, "value": value.hex()}
-                    file.write(json.dumps(line) + "\n")
+        with self.log.open("a") as file:
+            line = {"index": index, "plan": _hash(plan), "point": point, "value": value.hex()}
+            file.write(json.dumps(line) + "\n")
+
+    def _remember(self, plan: Plan, point: tuple[float, ...], value: float) -> None:
         self._values[plan.key] = value
         if self.best is None or value < self.best[0]:
             self.best = (value, plan)
-        self.history.append(Evaluation(index, point, value, self.best[0]))
+        self.history.append(Evaluation(len(self.history), point, value, self.best[0]))
         if self.on_evaluation:
             self.on_evaluation(self.history[-1])
-        return value
 
     def result(self) -> SearchResult:
         """The best of all."""
         assert self.best is not None
         return SearchResult(self.best[1], self.best[0], tuple(self.history))
+
+
+def _hash(plan: Plan) -> str:
+    return hashlib.sha256(plan.key).hexdigest()[:16]
 
 
 def _read_log(path: Path) -> list[tuple[str, float]]:
