@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from bitwright.allocate.plan import Plan
 from bitwright.allocate.problem import Problem
 from bitwright.arith.grid import MAX_BITS
 from bitwright.curvature import Estimate, Sensitivity
+from bitwright.curvature.fisher import empirical_fisher
+from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.spectrum import top_eigenvalues
+from bitwright.errors import BitwrightError
 from bitwright.network import Network
+from bitwright.quantize.actual_error import actual_error
+from bitwright.quantize.measured import measured
 from bitwright.quantize.weights import WeightTable
 
 WIDTHS = tuple(range(1, MAX_BITS + 1))
+#: rows whose Hessian's eigenvalues are looked for: one pass, whose graph is kept
+EIGENVALUE_ROWS = 128
 
 
 def shrunk(estimate: Estimate) -> np.ndarray:
@@ -34,6 +44,38 @@ def shrunk(estimate: Estimate) -> np.ndarray:
     return weight * value + (1 - weight) * value.mean()
 
 
+def toward(forms: Estimate, expected: np.ndarray) -> np.ndarray:
+    """Forms [rows, widths] shrunk towards what the trace expects of them, width by width.
+
+    The ratio of each form to the expected one is shrunk to the layer's mean ratio as traces are to
+    their mean: one direction's curvature is known several times less well than a block's trace.
+    """
+    found = np.zeros_like(expected)
+    for i in range(expected.shape[1]):
+        scale = np.divide(1, expected[:, i], out=np.zeros(len(expected)), where=expected[:, i] > 0)
+        parts = (forms.value, forms.stderr_probe, forms.stderr_data)
+        value, probe, data = (p[:, i] * scale for p in parts)
+        ratio = Estimate(value, probe, data, forms.samples)
+        found[:, i] = shrunk(ratio) * expected[:, i]
+    return found
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What scores beyond the trace look at.
+
+    Attributes:
+        x: [n, ...] calibration rows.
+        labels: [n, ...], for `fisher` alone.
+        kind, class_axis: of the divergence.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    kind: str = "kl"
+    class_axis: int = 1
+
+
 def channel_problem(
     network: Network,
     sensitivity: Sensitivity,
@@ -42,22 +84,28 @@ def channel_problem(
     allowed: Mapping[str, Sequence[int]] | None = None,
     *,
     shrink: bool = True,
+    score: str | Mapping[str, np.ndarray] = "trace",
+    rows: Rows | None = None,
 ) -> Problem:
-    """One item a channel: predicted loss `½ · (Tr H_c / n_c) · ‖Q_b(w_c) − w_c‖²` at b bits.
-
-    HAWQ-V2's score (arXiv 1911.03852, eq. 2.11) for each channel instead of each layer.
+    """One item a channel, with what it would lose at each width and what it costs there.
 
     Args:
         network, sensitivity, tables: what was captured, measured and fitted.
         budget_bits: bound on Σ bits · weights.
         allowed: layer name -> widths it may take; all eight where absent.
-        shrink: take :func:`shrunk` traces; False takes them as measured.
+        shrink: take :func:`shrunk` numbers; False takes them as measured.
+        score: one of :data:`SCORES`; or what :func:`channel_losses` gave, to solve several
+            problems for one measurement.
+        rows: for scores other than `trace`.
+
+    Raises:
+        BitwrightError: an unknown score, or one whose rows or labels are not given.
     """
+    if isinstance(score, str):
+        score = channel_losses(score, network, sensitivity, tables, shrink=shrink, rows=rows)
     losses, costs, choices, names = [], [], [], []
     for layer in network.layers:
-        estimate = sensitivity.layers[layer.name]
-        trace = (shrunk(estimate) if shrink else estimate.value) / layer.fan_in
-        losses.append(0.5 * trace[:, None] * tables[layer.name].error.numpy().T)
+        losses.append(score[layer.name])
         costs.append(np.tile(np.array(WIDTHS, dtype=np.int64) * layer.fan_in, (layer.rows, 1)))
         free = set((allowed or {}).get(layer.name, WIDTHS))
         choices.append(np.tile(np.array([w in free for w in WIDTHS]), (layer.rows, 1)))
@@ -72,6 +120,123 @@ def channel_problem(
         allowed=np.concatenate(choices),
         tie=np.arange(n),
     )
+
+
+# ------------------------------------------------------------------ predicted losses, one a score
+
+
+@dataclass(frozen=True)
+class _Given:
+    network: Network
+    sensitivity: Sensitivity
+    tables: Mapping[str, WeightTable]
+    shrink: bool
+    score: str
+    seen: Rows | None
+
+    @property
+    def rows(self) -> Rows:
+        if self.seen is None:
+            raise BitwrightError(f"the score {self.score} looks at data; give rows=Rows(x)")
+        return self.seen
+
+    def by_trace(self, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
+        found = {}
+        for layer in self.network.layers:
+            estimate = sensitivity.layers[layer.name]
+            trace = (shrunk(estimate) if self.shrink else estimate.value) / layer.fan_in
+            found[layer.name] = 0.5 * trace[:, None] * self.tables[layer.name].error.numpy().T
+        return found
+
+
+def _trace(given: _Given) -> dict[str, np.ndarray]:
+    """`½ · (Tr H_c / n_c) · ‖Q_b(w_c) − w_c‖²`: HAWQ-V2's score (arXiv 1911.03852, eq. 2.11)
+    for each channel instead of each layer.
+    """  # fmt: skip
+    return given.by_trace(given.sensitivity)
+
+
+def _eigenvalue(given: _Given) -> dict[str, np.ndarray]:
+    """`½ · (λ / n) · ‖Q_b(w_c) − w_c‖²` with the top eigenvalue λ of the layer's block and its n
+    weights: HAWQ's (arXiv 1905.03696). Between layers alone it is more than the squared error.
+    """  # fmt: skip
+    rows = given.rows
+    hessian = Hessian(
+        given.network.module,
+        rows.x[:EIGENVALUE_ROWS],
+        rows.kind,
+        class_axis=rows.class_axis,
+        kind="gauss-newton",
+    )
+    found = top_eigenvalues(hessian, tolerance=0.01)
+    return {
+        la.name: 0.5 * found[la.weight] / la.weights * given.tables[la.name].error.numpy().T
+        for la in given.network.layers
+    }
+
+
+def _fisher(given: _Given) -> dict[str, np.ndarray]:
+    """`½ · (Tr EF_c / n_c) · ‖Q_b(w_c) − w_c‖²` with the empirical Fisher information EF.
+
+    FIT's curvature (arXiv 2210.08502) with the rounding error that is there; FIT itself takes the
+    noise model Δ²/12 per weight, Δ = (max − min)/(2ᵇ − 1), which clipped grids do not keep to.
+    """
+    rows = given.rows
+    if rows.labels is None:
+        raise BitwrightError(
+            "the score fisher is the loss's gradient at labels; give Rows(labels=)"
+        )
+    found = empirical_fisher(
+        given.network, rows.x, rows.labels, kind=rows.kind, class_axis=rows.class_axis
+    )
+    return given.by_trace(found)
+
+
+def _actual_error(given: _Given) -> dict[str, np.ndarray]:
+    """`½ δᵀ G_c δ` for what rounding and correction leave of a channel: :mod:`.actual_error`."""
+    rows = given.rows
+    found = actual_error(
+        given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis
+    )
+    if not given.shrink:
+        return {name: 0.5 * estimate.value for name, estimate in found.items()}
+    trace = given.by_trace(given.sensitivity)
+    return {name: 0.5 * toward(estimate, trace[name]) for name, estimate in found.items()}
+
+
+def _measured(given: _Given) -> dict[str, np.ndarray]:
+    """The divergence with that channel alone rounded and corrected: :mod:`.measured`."""
+    rows = given.rows
+    return measured(given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis)
+
+
+#: predicted losses of every channel at every width, by the name that `channel_problem` takes
+SCORES: dict[str, Callable[[_Given], dict[str, np.ndarray]]] = {
+    "trace": _trace,
+    "eigenvalue": _eigenvalue,
+    "fisher": _fisher,
+    "actual-error": _actual_error,
+    "measured": _measured,
+}
+
+
+def channel_losses(
+    score: str,
+    network: Network,
+    sensitivity: Sensitivity,
+    tables: Mapping[str, WeightTable],
+    *,
+    shrink: bool = True,
+    rows: Rows | None = None,
+) -> dict[str, np.ndarray]:
+    """What every channel would lose at each width: layer name -> float64 [rows, 8].
+
+    All scores are in units of the divergence, so that they can be compared, and all but `measured`
+    are quadratic in the rounding error. Arguments as for :func:`channel_problem`.
+    """
+    if score not in SCORES:
+        raise BitwrightError(f"score {score!r} is unknown; use one of {', '.join(SCORES)}")
+    return SCORES[score](_Given(network, sensitivity, tables, shrink, score, rows))
 
 
 def layer_ties(network: Network) -> np.ndarray:
