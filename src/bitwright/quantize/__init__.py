@@ -2,7 +2,15 @@
 
 from bitwright.quantize.activations import EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
-from bitwright.quantize.scores import channel_problem, layer_ties, plan_bits, trace_order
+from bitwright.quantize.scores import (
+    SCORES,
+    Rows,
+    channel_losses,
+    channel_problem,
+    layer_ties,
+    plan_bits,
+    trace_order,
+)
 from bitwright.quantize.simulate import simulate
 from bitwright.quantize.weights import (
     QuantizedLayer,
@@ -13,11 +21,14 @@ from bitwright.quantize.weights import (
 )
 
 __all__ = [
+    "SCORES",
     "EdgeGrid",
     "Quantized",
     "QuantizedLayer",
+    "Rows",
     "WeightTable",
     "calibrate",
+    "channel_losses",
     "channel_problem",
     "correct",
     "float_outputs",
