@@ -374,7 +374,7 @@ def scores() -> list[str]:
     ]
 
 
-_SCORE = "0.5 * trace[:, None] * self.tables[layer.name].error.numpy().T"
+_SCORE = "0.5 * trace[:, None] * given.tables[layer.name].error.numpy().T"
 
 
 def test_the_score_has_the_squared_error():

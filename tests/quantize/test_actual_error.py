@@ -190,6 +190,22 @@ def test_the_eigenvalue_is_that_of_the_layer():
     assert np.allclose(found["0"], 0.5 * top / 24 * tables["0"].error.numpy().T, rtol=0.02)
 
 
+def test_the_fisher_score_is_fits_noise_on_squared_gradients():
+    """½‖y − t‖² of a linear layer: `∂/∂w_c = (y − t)_c x`; uniform errors have variance Δ²/12."""
+    network, x = small("squared")
+    tables = weight_tables(network)
+    labels = outputs(network.module, x) + torch.randn(len(x), 4)
+    none = Sensitivity("gauss-newton", {})
+    rows = Rows(x, labels, kind="squared")
+    found = channel_losses("fisher", network, none, tables, rows=rows, shrink=False)["0"]
+    residual = (outputs(network.module, x) - labels).double()
+    trace = (residual.square() * x.double().square().sum(1, keepdim=True)).mean(0)
+    w = network.matrix(network.layers[0]).double()
+    for bits in (1, 3, 8):
+        step = (w.max(1).values - w.min(1).values) / (2**bits - 1)
+        assert np.allclose(found[:, bits - 1], 0.5 * trace * step**2 / 12, rtol=1e-5)
+
+
 def test_forms_are_shrunk_by_their_ratio_to_the_expected_ones():
     value = np.array([[1.0, 4.0], [3.0, 4.0], [8.0, 4.0]])
     expected = np.array([[1.0, 2.0], [1.0, 4.0], [2.0, 8.0]])

@@ -16,7 +16,7 @@ from bitwright.curvature.fisher import empirical_fisher
 from bitwright.curvature.hessian import Hessian
 from bitwright.curvature.spectrum import top_eigenvalues
 from bitwright.errors import BitwrightError
-from bitwright.network import Network
+from bitwright.network import Layer, Network
 from bitwright.quantize.actual_error import actual_error
 from bitwright.quantize.measured import measured
 from bitwright.quantize.weights import WeightTable
@@ -140,20 +140,20 @@ class _Given:
             raise BitwrightError(f"the score {self.score} looks at data; give rows=Rows(x)")
         return self.seen
 
-    def by_trace(self, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
-        found = {}
-        for layer in self.network.layers:
-            estimate = sensitivity.layers[layer.name]
-            trace = (shrunk(estimate) if self.shrink else estimate.value) / layer.fan_in
-            found[layer.name] = 0.5 * trace[:, None] * self.tables[layer.name].error.numpy().T
-        return found
+    def trace(self, sensitivity: Sensitivity, layer: Layer) -> np.ndarray:
+        estimate = sensitivity.layers[layer.name]
+        return shrunk(estimate) if self.shrink else estimate.value
 
 
 def _trace(given: _Given) -> dict[str, np.ndarray]:
     """`½ · (Tr H_c / n_c) · ‖Q_b(w_c) − w_c‖²`: HAWQ-V2's score (arXiv 1911.03852, eq. 2.11)
     for each channel instead of each layer.
     """  # fmt: skip
-    return given.by_trace(given.sensitivity)
+    found = {}
+    for layer in given.network.layers:
+        trace = given.trace(given.sensitivity, layer) / layer.fan_in
+        found[layer.name] = 0.5 * trace[:, None] * given.tables[layer.name].error.numpy().T
+    return found
 
 
 def _eigenvalue(given: _Given) -> dict[str, np.ndarray]:
@@ -176,20 +176,25 @@ def _eigenvalue(given: _Given) -> dict[str, np.ndarray]:
 
 
 def _fisher(given: _Given) -> dict[str, np.ndarray]:
-    """`½ · (Tr EF_c / n_c) · ‖Q_b(w_c) − w_c‖²` with the empirical Fisher information EF.
+    """`½ · Tr EF_c · Δ²/12`, `Δ = (max w_c − min w_c)/(2ᵇ − 1)`, with the empirical Fisher trace.
 
-    FIT's curvature (arXiv 2210.08502) with the rounding error that is there; FIT itself takes the
-    noise model Δ²/12 per weight, Δ = (max − min)/(2ᵇ − 1), which clipped grids do not keep to.
+    FIT (arXiv 2210.08502) has `Tr EF · Δ²`; the factors, which change no order, make it the loss
+    under its noise model, errors spread evenly over a step.
     """
     rows = given.rows
     if rows.labels is None:
         raise BitwrightError(
             "the score fisher is the loss's gradient at labels; give Rows(labels=)"
         )
-    found = empirical_fisher(
+    sensitivity = empirical_fisher(
         given.network, rows.x, rows.labels, kind=rows.kind, class_axis=rows.class_axis
     )
-    return given.by_trace(found)
+    found = {}
+    for layer in given.network.layers:
+        matrix = given.network.matrix(layer).double()
+        step = (matrix.amax(1) - matrix.amin(1)).numpy()[:, None] / (2.0 ** np.array(WIDTHS) - 1)
+        found[layer.name] = 0.5 * given.trace(sensitivity, layer)[:, None] * step**2 / 12
+    return found
 
 
 def _actual_error(given: _Given) -> dict[str, np.ndarray]:
@@ -200,8 +205,8 @@ def _actual_error(given: _Given) -> dict[str, np.ndarray]:
     )
     if not given.shrink:
         return {name: 0.5 * estimate.value for name, estimate in found.items()}
-    trace = given.by_trace(given.sensitivity)
-    return {name: 0.5 * toward(estimate, trace[name]) for name, estimate in found.items()}
+    expected = _trace(given)
+    return {name: 0.5 * toward(estimate, expected[name]) for name, estimate in found.items()}
 
 
 def _measured(given: _Given) -> dict[str, np.ndarray]:
