@@ -2,15 +2,8 @@
 
 from bitwright.quantize.activations import EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
-from bitwright.quantize.scores import (
-    SCORES,
-    Rows,
-    channel_losses,
-    channel_problem,
-    layer_ties,
-    plan_bits,
-    trace_order,
-)
+from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
+from bitwright.quantize.scores import SCORES, Rows, channel_losses
 from bitwright.quantize.simulate import simulate
 from bitwright.quantize.weights import (
     QuantizedLayer,
