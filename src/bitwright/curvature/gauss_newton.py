@@ -30,7 +30,7 @@ from bitwright.curvature.ledger import Ledger, estimate
 from bitwright.curvature.losses import OutputHessian, output_hessian
 from bitwright.curvature.selection import Plan, Spectrum, Units
 from bitwright.curvature.subjects import NetworkSubject, Subject
-from bitwright.curvature.visits import visit
+from bitwright.curvature.visits import Integrand, squares, visit
 from bitwright.network import Network, outputs
 
 #: eigenvectors looked for in each sample, where not all are wanted
@@ -104,6 +104,7 @@ def measure(
     chunk: int,
     seed: int,
     progress: Callable[[float], None],
+    integrand: Integrand = squares,
 ) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """Traces of all keys in `channels`, and what it took.
 
@@ -112,6 +113,7 @@ def measure(
         hessian: Λ of every row of this process; others hold other rows.
         channels: key (`layer:…`, `edge:…`) -> number of channels.
         tolerance, effort, chunk, seed, progress: see :func:`gauss_newton`.
+        integrand: what every direction adds to the sums; squared norms of gradients for traces.
     """
     exact = tolerance <= _NEARLY
     many = hessian.rank > _EXACT and not hessian.concentrated
@@ -137,7 +139,10 @@ def measure(
     before: Plan | None = None
     while True:
         units = Units.of(plan, before, chunk)
-        for done in visit(subject, hessian, plan, units, ledger, columns, chunk, (seed, first)):
+        steps = visit(
+            subject, hessian, plan, units, ledger, columns, chunk, (seed, first), integrand
+        )
+        for done in steps:
             progress((0.99 if exact else 0.9) * done / len(units))
         spent += int(group.total(torch.tensor(len(units))))
         sums = group.total(ledger.sums(plan.chance, plan.mixing, plan.draws))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -15,6 +15,11 @@ from bitwright.curvature.selection import Plan, Units
 from bitwright.curvature.subjects import Pass, Subject, gradients
 from bitwright.curvature.tape import edge
 from bitwright.errors import BitwrightError
+
+#: of a pass, the weights' shapes, directions and columns: [directions, m, C], as :func:`squares`
+Integrand = Callable[
+    [Pass, Mapping[str, tuple[int, ...]], list[Tensor], Mapping[str, slice]], Tensor
+]
 
 #: rows times directions whose gradients are held at once
 _AT_ONCE = 128
@@ -29,10 +34,12 @@ def visit(
     columns: Mapping[str, slice],
     chunk: int,
     seed: tuple[int, int],
+    integrand: Integrand,
 ) -> Iterator[int]:
     """Visit the units, at most `chunk` rows in a pass, and yield how many directions are done.
 
-    `seed` is that of the signs, and the number of this process's first row among all.
+    `seed` is that of the signs, and the number of this process's first row among all; `integrand`
+    is what is summed: :func:`squares` for traces.
     """
     opened = plan.final
     done = 0
@@ -43,7 +50,7 @@ def visit(
                 kinds = [part[:, 1] + k for k in range(size)]
                 rows = part[:, 0]
                 directions = [_direction(hessian, plan, rows, k, seed) for k in kinds]
-                found = squares(passed, subject.weights, directions, columns)
+                found = integrand(passed, subject.weights, directions, columns)
                 if not opened:
                     ledger.open(units.opened, found.dtype)
                     opened = True

@@ -3,7 +3,8 @@
 from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
-from bitwright.quantize.scores import channel_problem, layer_ties, plan_bits, trace_order
+from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
+from bitwright.quantize.scores import SCORES, Rows, channel_losses
 from bitwright.quantize.simulate import simulate
 from bitwright.quantize.weights import (
     QuantizedLayer,
@@ -15,12 +16,15 @@ from bitwright.quantize.weights import (
 
 __all__ = [
     "EDGE_WIDTHS",
+    "SCORES",
     "EdgeGrid",
     "EdgeTable",
     "Quantized",
     "QuantizedLayer",
+    "Rows",
     "WeightTable",
     "calibrate",
+    "channel_losses",
     "channel_problem",
     "correct",
     "edge_problem",

@@ -23,7 +23,7 @@ from bitwright.quantize.activations import EdgeGrid, fake_quantize
 from bitwright.quantize.weights import QuantizedLayer, channel_axis
 
 #: gains outside mean that the channel is lost anyway
-_GAINS = (1 / 16, 16.0)
+GAINS = (1 / 16, 16.0)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _fit(
         variance = q_centred.square().mean(1)
         covariance = (q_centred * (y - mean_y[:, None])).mean(1)
         a = torch.where(variance > 1e-12, covariance / variance.clamp(min=1e-12), a)
-        a = a.clamp(*_GAINS)
+        a = a.clamp(*GAINS)
     scale = round_scale(stored.grid.scale * a)
     a = scale / stored.grid.scale  # what float16 leaves of it
     grid = replace(stored.grid, scale=scale)

@@ -1,19 +1,27 @@
-"""From sensitivity to a problem: what each channel would lose at each width, and what it costs."""
+"""Scores: what each channel is predicted to lose at each width, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
-from bitwright.allocate.plan import Plan
-from bitwright.allocate.problem import Problem
 from bitwright.arith.grid import MAX_BITS
 from bitwright.curvature import Estimate, Sensitivity
-from bitwright.network import Network
+from bitwright.curvature.fisher import empirical_fisher
+from bitwright.curvature.hessian import Hessian
+from bitwright.curvature.spectrum import top_eigenvalues
+from bitwright.errors import BitwrightError
+from bitwright.network import Layer, Network
+from bitwright.quantize.actual_error import actual_error
+from bitwright.quantize.measured import measured
 from bitwright.quantize.weights import WeightTable
 
 WIDTHS = tuple(range(1, MAX_BITS + 1))
+#: rows whose Hessian's eigenvalues are looked for: one pass, whose graph is kept
+EIGENVALUE_ROWS = 128
 
 
 def shrunk(estimate: Estimate) -> np.ndarray:
@@ -34,70 +42,153 @@ def shrunk(estimate: Estimate) -> np.ndarray:
     return weight * value + (1 - weight) * value.mean()
 
 
-def channel_problem(
+def toward(forms: Estimate, expected: np.ndarray) -> np.ndarray:
+    """Forms [rows, widths] shrunk towards what the trace expects of them, width by width.
+
+    The ratio of each form to the expected one is shrunk to the layer's mean ratio as traces are to
+    their mean: one direction's curvature is known several times less well than a block's trace.
+    """
+    found = np.zeros_like(expected)
+    for i in range(expected.shape[1]):
+        scale = np.divide(1, expected[:, i], out=np.zeros(len(expected)), where=expected[:, i] > 0)
+        parts = (forms.value, forms.stderr_probe, forms.stderr_data)
+        value, probe, data = (p[:, i] * scale for p in parts)
+        ratio = Estimate(value, probe, data, forms.samples)
+        found[:, i] = shrunk(ratio) * expected[:, i]
+    return found
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What scores beyond the trace look at.
+
+    Attributes:
+        x: [n, ...] calibration rows.
+        labels: [n, ...], for `fisher` alone.
+        kind, class_axis: of the divergence.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    kind: str = "kl"
+    class_axis: int = 1
+
+
+@dataclass(frozen=True)
+class _Given:
+    network: Network
+    sensitivity: Sensitivity
+    tables: Mapping[str, WeightTable]
+    shrink: bool
+    score: str
+    seen: Rows | None
+
+    @property
+    def rows(self) -> Rows:
+        if self.seen is None:
+            raise BitwrightError(f"the score {self.score} looks at data; give rows=Rows(x)")
+        return self.seen
+
+    def trace(self, sensitivity: Sensitivity, layer: Layer) -> np.ndarray:
+        estimate = sensitivity.layers[layer.name]
+        return shrunk(estimate) if self.shrink else estimate.value
+
+
+def _trace(given: _Given) -> dict[str, np.ndarray]:
+    """`½ · (Tr H_c / n_c) · ‖Q_b(w_c) − w_c‖²`: HAWQ-V2's score (arXiv 1911.03852, eq. 2.11)
+    for each channel instead of each layer.
+    """  # fmt: skip
+    found = {}
+    for layer in given.network.layers:
+        trace = given.trace(given.sensitivity, layer) / layer.fan_in
+        found[layer.name] = 0.5 * trace[:, None] * given.tables[layer.name].error.numpy().T
+    return found
+
+
+def _eigenvalue(given: _Given) -> dict[str, np.ndarray]:
+    """`½ · (λ / n) · ‖Q_b(w_c) − w_c‖²` with the top eigenvalue λ of the layer's block and its n
+    weights: HAWQ's (arXiv 1905.03696). Between layers alone it is more than the squared error.
+    """  # fmt: skip
+    rows = given.rows
+    hessian = Hessian(
+        given.network.module,
+        rows.x[:EIGENVALUE_ROWS],
+        rows.kind,
+        class_axis=rows.class_axis,
+        kind="gauss-newton",
+    )
+    found = top_eigenvalues(hessian, tolerance=0.01)
+    return {
+        la.name: 0.5 * found[la.weight] / la.weights * given.tables[la.name].error.numpy().T
+        for la in given.network.layers
+    }
+
+
+def _fisher(given: _Given) -> dict[str, np.ndarray]:
+    """`½ · Tr EF_c · Δ²/12`, `Δ = (max w_c − min w_c)/(2ᵇ − 1)`, with the empirical Fisher trace.
+
+    FIT (arXiv 2210.08502) has `Tr EF · Δ²`; the factors, which change no order, make it the loss
+    under its noise model, errors spread evenly over a step.
+    """
+    rows = given.rows
+    if rows.labels is None:
+        raise BitwrightError(
+            "the score fisher is the loss's gradient at labels; give Rows(labels=)"
+        )
+    sensitivity = empirical_fisher(
+        given.network, rows.x, rows.labels, kind=rows.kind, class_axis=rows.class_axis
+    )
+    found = {}
+    for layer in given.network.layers:
+        matrix = given.network.matrix(layer).double()
+        step = (matrix.amax(1) - matrix.amin(1)).numpy()[:, None] / (2.0 ** np.array(WIDTHS) - 1)
+        found[layer.name] = 0.5 * given.trace(sensitivity, layer)[:, None] * step**2 / 12
+    return found
+
+
+def _actual_error(given: _Given) -> dict[str, np.ndarray]:
+    """`½ δᵀ G_c δ` for what rounding and correction leave of a channel: :mod:`.actual_error`."""
+    rows = given.rows
+    found = actual_error(
+        given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis
+    )
+    if not given.shrink:
+        return {name: 0.5 * estimate.value for name, estimate in found.items()}
+    expected = _trace(given)
+    return {name: 0.5 * toward(estimate, expected[name]) for name, estimate in found.items()}
+
+
+def _measured(given: _Given) -> dict[str, np.ndarray]:
+    """The divergence with that channel alone rounded and corrected: :mod:`.measured`."""
+    rows = given.rows
+    return measured(given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis)
+
+
+#: predicted losses of every channel at every width, by the name that `channel_problem` takes
+SCORES: dict[str, Callable[[_Given], dict[str, np.ndarray]]] = {
+    "trace": _trace,
+    "eigenvalue": _eigenvalue,
+    "fisher": _fisher,
+    "actual-error": _actual_error,
+    "measured": _measured,
+}
+
+
+def channel_losses(
+    score: str,
     network: Network,
     sensitivity: Sensitivity,
     tables: Mapping[str, WeightTable],
-    budget_bits: int,
-    allowed: Mapping[str, Sequence[int]] | None = None,
     *,
     shrink: bool = True,
-) -> Problem:
-    """One item a channel: predicted loss `½ · (Tr H_c / n_c) · ‖Q_b(w_c) − w_c‖²` at b bits.
+    rows: Rows | None = None,
+) -> dict[str, np.ndarray]:
+    """What every channel would lose at each width: layer name -> float64 [rows, 8].
 
-    HAWQ-V2's score (arXiv 1911.03852, eq. 2.11) for each channel instead of each layer.
-
-    Args:
-        network, sensitivity, tables: what was captured, measured and fitted.
-        budget_bits: bound on Σ bits · weights.
-        allowed: layer name -> widths it may take; all eight where absent.
-        shrink: take :func:`shrunk` traces; False takes them as measured.
+    All scores are in units of the divergence, so that they can be compared, and all but `measured`
+    are quadratic in the rounding error. Arguments as for
+    :func:`~bitwright.quantize.problem.channel_problem`.
     """
-    losses, costs, choices, names = [], [], [], []
-    for layer in network.layers:
-        estimate = sensitivity.layers[layer.name]
-        trace = (shrunk(estimate) if shrink else estimate.value) / layer.fan_in
-        losses.append(0.5 * trace[:, None] * tables[layer.name].error.numpy().T)
-        costs.append(np.tile(np.array(WIDTHS, dtype=np.int64) * layer.fan_in, (layer.rows, 1)))
-        free = set((allowed or {}).get(layer.name, WIDTHS))
-        choices.append(np.tile(np.array([w in free for w in WIDTHS]), (layer.rows, 1)))
-        names += [f"{layer.name}[{c}]" for c in range(layer.rows)]
-    n = len(names)
-    return Problem(
-        names=tuple(names),
-        choices=WIDTHS,
-        loss=np.concatenate(losses),
-        cost=np.concatenate(costs),
-        budget=int(budget_bits),
-        allowed=np.concatenate(choices),
-        tie=np.arange(n),
-    )
-
-
-def layer_ties(network: Network) -> np.ndarray:
-    """Tie ids that give all channels of a layer one width."""
-    return np.repeat(np.arange(len(network.layers)), [layer.rows for layer in network.layers])
-
-
-def trace_order(
-    network: Network, sensitivity: Sensitivity, tables: Mapping[str, WeightTable] | None = None
-) -> np.ndarray:
-    """Channels by descending sensitivity, int64 [n]; ties keep their place.
-
-    With `tables`, by trace × squared step (the squared error at 4 bits per weight): invariant to
-    rescaling a channel. Without, by the raw mean trace, the paper's literal order.
-    """
-    scores = []
-    for layer in network.layers:
-        trace = shrunk(sensitivity.layers[layer.name]) / layer.fan_in
-        if tables is not None:
-            trace = trace * tables[layer.name].error[3].numpy() / layer.fan_in
-        scores.append(trace)
-    return np.argsort(-np.concatenate(scores), kind="stable")
-
-
-def plan_bits(network: Network, plan: Plan) -> dict[str, np.ndarray]:
-    """The plan's widths, layer name -> int64 [rows]."""
-    cuts = np.cumsum([layer.rows for layer in network.layers])[:-1]
-    parts = np.split(np.asarray(plan.bits), cuts)
-    return {layer.name: part for layer, part in zip(network.layers, parts, strict=True)}
+    if score not in SCORES:
+        raise BitwrightError(f"score {score!r} is unknown; use one of {', '.join(SCORES)}")
+    return SCORES[score](_Given(network, sensitivity, tables, shrink, score, rows))
