@@ -290,6 +290,18 @@ def test_a_frontier_in_buckets_keeps_its_word() -> None:
             assert mine <= exact.plan(less).loss
 
 
+def test_a_frontier_in_buckets_keeps_limits() -> None:
+    rng = np.random.default_rng(21)
+    for _ in range(5):
+        problem = make(rng, 24, 4, limits=1)
+        coarse = allocate.frontier_dp(problem, resolution=2000)
+        assert not coarse.exact
+        for cost, loss in coarse.points[::10]:
+            best = allocate.knapsack(problem.with_budget(cost)).loss
+            assert best - 1e-9 <= loss <= 1.1 * best  # plan() checks the limit
+            assert coarse.plan(cost).loss == pytest.approx(loss)
+
+
 def test_sixty_layers_have_a_frontier() -> None:
     rng = np.random.default_rng(18)
     size = np.exp(rng.normal(10, 1.5, 60)).astype(np.int64) + 1
@@ -362,7 +374,7 @@ def test_two_exact_methods_agree_on_forty_items(k: int) -> None:
     ("module", "old", "new"),
     [
         ("knapsack", "    choice = _finish(whole, choice, critical)\n", ""),
-        ("exact", "gap = max(ceiling / 64, rounding)", "gap = ceiling = rounding"),
+        ("exact", "if ceiling <= gap + rounding:", "if True:"),
         ("exact", "regret = priced - least[:, None]", "regret = 3 * (priced - least[:, None])"),
         ("exact", "loss[order][1:] < ahead[:-1]", "loss[order][1:] < 0.9 * ahead[:-1]"),
     ],

@@ -20,8 +20,8 @@ from bitwright.allocate.problem import Problem, all_costs
 
 def exact(
     whole: Problem, multipliers: np.ndarray, known: np.ndarray, most_states: int = 50_000
-) -> np.ndarray | None:
-    """The optimum's choices, int64 [n], or None where that takes too many states.
+) -> tuple[np.ndarray, bool]:
+    """The optimum's choices, int64 [n], and True; where that takes too many states, the best met.
 
     Args:
         whole: without ties.
@@ -37,18 +37,18 @@ def exact(
     regret = priced - least[:, None]
     below = float(least.sum() - multipliers @ bounds)
     rounding = 1e-12 * (float(np.abs(least).sum()) + float(multipliers @ np.abs(bounds)))
-    ceiling = float(whole.loss[rows, known].sum()) - below
+    best, ceiling = known, float(whole.loss[rows, known].sum()) - below
     gap = max(ceiling / 64, rounding)
     while True:
         gap = min(gap, ceiling)
         found = _within(whole.loss, costs, bounds, regret, gap + rounding, most_states)
         if found is None:
-            return None
+            return best, False
         choice, loss = found
-        if choice is not None and loss - below <= gap + rounding:
-            return choice
-        if gap >= ceiling:
-            return known
+        if choice is not None and loss - below < ceiling:
+            best, ceiling = choice, loss - below
+        if ceiling <= gap + rounding:
+            return best, True
         gap *= 4
 
 

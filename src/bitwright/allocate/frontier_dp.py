@@ -27,10 +27,11 @@ def frontier_dp(
     """All pairs of cost and loss that no plan within the limits betters, each with its plan.
 
     Exact as long as no more than `resolution` states survive an item. Beyond, the least loss in
-    each of `resolution` buckets of cost is kept (with k limits in `resolution^(1/(1+k))` buckets of
-    each cost): a plan of the frontier for budget b then loses no more than the best for
-    `b − n · range / resolution`, with n items after merging ties; and all its costs are true.
-    Meant for layers: cost O(n · m · resolution).
+    each of `resolution` buckets of cost is kept: a plan of the frontier for budget b then loses no
+    more than the best for `b − n · range / resolution`, with n items after merging ties. With
+    limits this begins at a quarter of `resolution`, states are kept in fewer buckets at several
+    prices of the limits, and nothing of the sort is promised: for one budget, `knapsack` is better
+    then. All costs are true. Meant for layers: cost O(n · m · resolution).
 
     Raises:
         BitwrightError: a limit is below the feasible range.

@@ -24,8 +24,8 @@ from bitwright.allocate.problem import Problem, all_costs, merged, require_feasi
 
 #: items the finish looks at; all of them up to this many
 _CORE = 40
-#: items that it tries before, and the partial plans it holds at once in doing so
-_WIDE, _WIDE_STATES = 200, 4_000
+#: items that it tries before, and the partial plans that each holds at once
+_WIDE, _WIDE_STATES, _CORE_STATES = 200, 4_000, 50_000
 #: choices up to which the linear relaxation with limits is solved as a linear program
 _LP = 20_000
 #: moves tried one by one after the first that does not fit
@@ -203,19 +203,19 @@ def _finish(whole: Problem, choice: np.ndarray, prices: np.ndarray) -> np.ndarra
     kept = priced[rows, choice]
     priced[rows, choice] = np.inf
     near = np.argsort(priced.min(axis=1) - kept, kind="stable")
-    for items, states in ((near[:_WIDE], _WIDE_STATES), (near[:_CORE], None)):
+    few = len(near) <= _CORE
+    for items, states in ((near[:_WIDE], _WIDE_STATES), (near[:_CORE], _CORE_STATES))[few:]:
         core = _part(whole, choice, items)
-        if states is not None:
-            best = exact(core, prices, choice[items], states)
-        else:
-            best = exact(core, prices, choice[items])
-            best = solve(core) if best is None else best
-        if best is None:
-            continue
+        found, proven = exact(core, prices, choice[items], states)
+        if few and not proven:
+            solved = solve(core)
+            found = found if solved is None else solved
         trial = choice.copy()
-        trial[items] = best
-        better = whole.loss[rows, trial].sum() < whole.loss[rows, choice].sum()
-        return trial if better else choice
+        trial[items] = found
+        if whole.loss[rows, trial].sum() < whole.loss[rows, choice].sum():
+            choice = trial
+        if proven:
+            break
     return choice
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitwright.allocate.exact import undominated
+from bitwright.allocate.multipliers import multipliers
 from bitwright.allocate.plan import Plan, make_plan
 from bitwright.allocate.problem import Problem, all_costs, feasible_range, require_feasible
 
 #: states up to which domination in several costs is looked for, pair by pair
 _PAIRS = 3000
+#: prices of the limits at which states are compared, as shares of their multipliers
+_FACTORS = (0.0, 0.1, 0.3, 0.7, 1.0, 1.5, 4.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,10 @@ class Frontier:
 class Pruning:
     """Which states to go on with: within all limits, undominated, at most about `resolution`.
 
-    Where more are left, the range of each cost is divided into `resolution^(1/(1+k))` buckets and
-    of every bucket the state of least loss is kept, with its true costs; and the cheapest of all.
+    Where more are left, the range of the cost in bits is divided into buckets and of every bucket
+    the state of least loss is kept, with its true costs; and the cheapest of all. With limits it is
+    the state of least `loss + f · Σ_k μ_k cost_k` for each of eight factors f, the multipliers μ of
+    the problem's own budget, in a 32nd of the buckets, once a quarter of `resolution` is exceeded.
     """
 
     def __init__(self, whole: Problem, order: np.ndarray, resolution: int) -> None:
@@ -110,8 +115,14 @@ class Pruning:
         least = np.where(whole.allowed, costs, np.inf).min(axis=2)[:, order]
         most = np.where(whole.allowed, costs, -np.inf).max(axis=2).sum(axis=1)
         self.to_come = least[:, ::-1].cumsum(axis=1)[:, ::-1] - least
-        count = max(int(resolution ** (1 / len(bounds)) + 1e-9), 1)
-        self.bucket = np.maximum((most - least.sum(axis=1)) / count, 1e-300)
+        several = len(bounds) > 1
+        resolution = (
+            max(resolution // 4, 1) if several else resolution
+        )  # eight sorts in place of one
+        count = max(resolution // len(_FACTORS), 1) if several else resolution
+        self.bucket = max(float(most[0] - least[0].sum()) / count, 1e-300)
+        self.prices = _limit_prices(whole) if several else np.zeros(0)
+        self.factors = _FACTORS if several else (0.0,)
         self.resolution, self.exact = resolution, True
 
     def __call__(self, states: States, place: int) -> States:
@@ -126,12 +137,24 @@ class Pruning:
         if len(states.loss) <= self.resolution:
             return states
         self.exact = False
-        cells = np.floor(states.costs / self.bucket[:, None]).astype(np.int64)
-        order = np.lexsort((states.costs[0], states.loss, *cells))
-        first = np.ones(len(order), dtype=bool)
-        first[1:] = (cells[:, order[1:]] != cells[:, order[:-1]]).any(axis=0)
-        cheapest = np.lexsort((states.loss, states.costs.sum(axis=0)))[:1]
-        return states.part(np.unique(np.concatenate([cheapest, order[first]])))
+        cells = np.floor(states.costs[0] / self.bucket).astype(np.int64)
+        kept = [np.lexsort((states.loss, states.costs.sum(axis=0)))[:1]]
+        for factor in self.factors:
+            priced = states.loss + factor * (self.prices @ states.costs[1:])
+            order = np.lexsort((states.costs[0], priced, cells))
+            first = np.ones(len(order), dtype=bool)
+            first[1:] = cells[order[1:]] != cells[order[:-1]]
+            kept.append(order[first])
+        return states.part(np.unique(np.concatenate(kept)))
+
+
+def _limit_prices(whole: Problem) -> np.ndarray:
+    """The limits' multipliers, float64 [k], none of them nothing."""
+    low, high = feasible_range(whole)
+    prices = multipliers(whole.with_budget(min(max(whole.budget, low), high)))[0][1:]
+    spread = float(np.ptp(whole.loss, axis=1).sum())
+    ranges = np.array([np.ptp(li.cost, axis=1).sum() for li in whole.limits])
+    return np.maximum(prices, 0.01 * spread / np.maximum(ranges, 1e-300))
 
 
 def joined(parts: Sequence[States]) -> States:
