@@ -23,6 +23,8 @@ Integrand = Callable[
 
 #: rows times directions whose gradients are held at once
 _AT_ONCE = 128
+#: directions at most, however few the rows
+_MOST = 16
 
 
 def visit(
@@ -123,7 +125,7 @@ def squares(
     width = max(c.stop for c in columns.values())
     result = torch.zeros(len(directions), n, width, dtype=passed.outputs.dtype)
     directions = [d.to(passed.outputs) for d in directions]
-    some = max(1, _AT_ONCE // n)  # their gradients are all in memory
+    some = min(max(1, _AT_ONCE // n), _MOST)  # their gradients are all in memory
     for a in range(0, len(directions), some):
         keep = a + some < len(directions) or bool(passed.loose)
         _add(passed, weights, directions[a : a + some], columns, result[a : a + some], keep)
