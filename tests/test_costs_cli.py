@@ -150,7 +150,7 @@ BAD = {
     "no profile": ({"max_latency": "3ms", "profile": "x.json"}, ("there is no profile x.json",)),
     "too few operations": (
         {"max_bops": "0.1M"},
-        ("BOPs of 0.1 M are below the feasible range of 0.1478 to 1.183 M; raise the bound",),
+        ("a bound of 0.1 M on BOPs is below the feasible range of 0.1478 to 1.183 M; raise",),
     ),
 }
 
@@ -173,7 +173,7 @@ def test_too_little_time_is_refused_before_measuring(
 ):
     out = tmp_path / "out"
     line = refused(capsys, "compress", *given(place, out=out, max_latency="2ms"))
-    assert "latency of 2 ms" in line and "feasible range of 2.101 to 2.101 ms" in line
+    assert "2 ms on latency" in line and "feasible range of 2.101 to 2.101 ms" in line
     assert not (out / "sensitivity.safetensors").exists()
     path = out / "profile.json"
     options = given(place, out=tmp_path / "other", max_latency="2000us", profile=path)

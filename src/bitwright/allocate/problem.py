@@ -201,6 +201,6 @@ def require_feasible(problem: Problem) -> None:
         low, high = limit_range(problem, limit)
         if not within(limit, low):
             raise BitwrightError(
-                f"{limit.name} of {limit.bound:.4g} {limit.unit} are below the feasible range of "
-                f"{low:.4g} to {high:.4g} {limit.unit}; raise the bound"
+                f"a bound of {limit.bound:.4g} {limit.unit} on {limit.name} is below the feasible "
+                f"range of {low:.4g} to {high:.4g} {limit.unit}; raise the bound"
             )
