@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bitwright
-from bitwright.curvature import Sensitivity, divergence, gauss_newton
+from bitwright.curvature import Sensitivity, divergence, gauss_newton, subjects
 from bitwright.curvature.losses import OutputHessian, leading_directions, output_hessian
 from bitwright.errors import BitwrightError
-from bitwright.network import Network, build, join, run
+from bitwright.network import Network, build, join, outputs, run
 from mutants import mutated
 from small import Fn
 
@@ -621,3 +624,30 @@ def test_a_divergence_is_zero_at_the_reference_and_curves_as_told():
     torch.testing.assert_close(kl, last)
     squared = divergence.per_sample(a, b, "squared")
     torch.testing.assert_close(squared, 0.5 * (a - b).square().sum((1, 2, 3)))
+
+
+def test_exact_passes_take_the_samples_that_carry_the_curvature_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Samples with 97 % of Σ Tr Λ, the fewest that hold it; the others as the network is."""
+    double, x = trained()
+    module = copy.deepcopy(double.module).float()
+    network = replace(double, module=module)
+    taken: dict[torch.dtype, list[int]] = {torch.float32: [], torch.float64: []}
+    forward = subjects.NetworkSubject.forward
+
+    def watched(self: Any, rows: torch.Tensor) -> Any:
+        taken[self.x.dtype] += rows.tolist()
+        return forward(self, rows)
+
+    monkeypatch.setattr(subjects.NetworkSubject, "forward", watched)
+    found = flat(gauss_newton(network, x.float(), tolerance=0))
+    trace = 1 - outputs(double.module, x).softmax(1).square().sum(1)
+    order = trace.argsort(descending=True).tolist()
+    heavy = set(taken[torch.float64])
+    assert heavy == set(order[: len(heavy)])
+    assert float(trace[list(heavy)].sum()) >= 0.97 * float(trace.sum())
+    assert float(trace[order[: len(heavy) - 1]].sum()) < 0.97 * float(trace.sum())
+    assert not heavy & set(taken[torch.float32]) and taken[torch.float32]
+    for name, true in flat(gauss_newton(double, x, tolerance=0)).items():
+        np.testing.assert_allclose(found[name], true, rtol=1e-5, atol=1e-9)

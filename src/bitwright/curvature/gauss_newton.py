@@ -18,6 +18,7 @@ eigenvectors: they take random directions alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from bitwright.network import Network, outputs
 _LEADING = 8
 #: directions of a sample beyond which a map of outputs takes random ones alone
 _EXACT = 100
+#: share of the curvature that exact passes take in float64
+_HEAVY = 0.97
 #: tolerances up to this visit everything, but the smallest directions that hold a tenth of it
 _NEARLY = 1e-4
 
@@ -138,13 +141,17 @@ def measure(
         plan = spectrum.plan(min(everywhere.density(tolerance, least), most), luck, least)
     before: Plan | None = None
     while True:
-        units = Units.of(plan, before, chunk)
-        steps = visit(
-            subject, hessian, plan, units, ledger, columns, chunk, (seed, first), integrand
-        )
-        for done in steps:
-            progress((0.99 if exact else 0.9) * done / len(units))
-        spent += int(group.total(torch.tensor(len(units))))
+        parts = _by_precision(subject, plan, everywhere.heavy(_HEAVY)) if exact else (
+            (subject, plan),)  # fmt: skip
+        for i, (seen, part) in enumerate(parts):
+            units = Units.of(part, before, chunk)
+            steps = visit(
+                seen, hessian, part, units, ledger, columns, chunk, (seed, first), integrand
+            )
+            for done in steps:
+                share = (i + done / len(units)) / len(parts)
+                progress((0.99 if exact else 0.9) * share)
+            spent += int(group.total(torch.tensor(len(units))))
         sums = group.total(ledger.sums(plan.chance, plan.mixing, plan.draws))
         found = {k: estimate(sums[:, c], n) for k, c in columns.items()}
         errors = _relative_errors(found)
@@ -166,6 +173,22 @@ def measure(
         "channels": len(errors),
         "median_error": float(np.median(errors)) if len(errors) else 0.0,
     }
+
+
+def _by_precision(subject: Subject, plan: Plan, heavy: float) -> tuple[tuple[Subject, Plan], ...]:
+    """Everything in two parts: samples with Tr Λ of at least `heavy` in float64, the others as is.
+
+    Where rounding flips a ReLU of a sample, its gradients jump: float32 alone is off by 3e-5 in
+    some channels of a ResNet-20 and 1,024 images, and few samples carry that much.
+    """
+    precise = subject.precise()
+    if precise is None:
+        return ((subject, plan),)
+    mask = plan.spectrum.trace >= heavy
+    return (
+        (precise, replace(plan, own=plan.own * mask)),
+        (subject, replace(plan, own=plan.own * ~mask)),
+    )
 
 
 def _relative_errors(found: dict[str, Estimate]) -> np.ndarray:

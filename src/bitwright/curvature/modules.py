@@ -127,6 +127,9 @@ class ModuleSubject:
 
     # ---------------------------------------------------------------- passes
 
+    def precise(self) -> None:
+        """A module of somebody's may make float32 tensors of its own: it is taken as it is."""
+
     def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
         """One pass for each batch they are of."""
         owner = torch.searchsorted(self.starts, rows.contiguous(), right=True) - 1

@@ -54,6 +54,12 @@ class Spectrum:
         left_out = int((values.cumsum(0) <= max(spared, 1e-15) * self.trace.sum()).sum())
         return float(values[left_out - 1]) if left_out else 0.0
 
+    def heavy(self, share: float) -> float:
+        """The smallest Tr Λ of the samples that together hold a share of all."""
+        trace = self.trace.sort(descending=True).values
+        count = int((trace.cumsum(0) < share * trace.sum()).sum())
+        return float(trace[count]) if len(trace) else 0.0
+
     def left(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """Trace of what `own` [n] eigenvectors leave, and the known part of its square's trace."""
         mask = torch.arange(self.values.shape[1]) < own[:, None]

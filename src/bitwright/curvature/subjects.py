@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from bitwright.curvature.losses import flatten
 from bitwright.curvature.row_squares import Placed
 from bitwright.curvature.tape import Tape, Use, edge
 from bitwright.errors import BitwrightError
-from bitwright.network import Network, join, run
+from bitwright.network import Network, doubled, join, run
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Subject(Protocol):
     @property
     def weights(self) -> Mapping[str, tuple[int, ...]]:
         """Weight name -> shape."""
+        ...
+
+    def precise(self) -> Subject | None:
+        """The same in float64, if that is more and can be had."""
         ...
 
     def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
@@ -133,6 +138,15 @@ class NetworkSubject:
         self.edge_names = {e.name for e in network.edges} if with_edges else set()
         self.weights = {la.weight: la.shape for la in network.layers}
         self._layouts: list[Layout] | None = None
+
+    def precise(self) -> NetworkSubject | None:
+        """The same in float64, if that is more and can be had."""
+        network = doubled(self.network)
+        if network is None or not self.x.is_floating_point():
+            return None
+        found = copy.copy(self)
+        found.network, found.x = network, self.x.double()
+        return found
 
     def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
         """One pass over all of them."""

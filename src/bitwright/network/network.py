@@ -127,6 +127,15 @@ class Network:
         return replace(self, module=module)
 
 
+def doubled(network: Network) -> Network | None:
+    """The same network in float64; None where it is, or its graph names types of its own."""
+    nodes = list(network.module.graph.nodes)
+    dtype = network.tensor(network.layers[0].weight).dtype
+    if dtype != torch.float32 or any("dtype" in node.kwargs for node in nodes):
+        return None
+    return replace(network, module=copy.deepcopy(network.module).double())
+
+
 def build(model: nn.Module, example: Tensor, *, skip: Sequence[str] = ()) -> Network:
     """Capture `model` and find its layers and edges.
 
