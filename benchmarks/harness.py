@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ class Rows:
         content = json.loads(path.read_text()) if path.is_file() else {}
         content[part] = {"date": day, "commit": commit, "rows": rows}
         path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def run(name: str, doc: str, parts: Mapping[str, Callable[[Rows, bool], None]]) -> None:
+    """Run the parts asked for on the command line; each one's rows are kept as it ends."""
+    chosen = options(doc)
+    rows = Rows(name, chosen.quick)
+    for part in chosen.only.split(",") if chosen.only else parts:
+        parts[part](rows, chosen.quick)
+        rows.save(part)
 
 
 def options(doc: str) -> argparse.Namespace:

@@ -14,14 +14,5 @@ import scores
 PARTS = {"scores": scores.scores}
 
 
-def main() -> None:
-    """Run the parts asked for."""
-    chosen = harness.options(__doc__ or "")
-    rows = harness.Rows("search", chosen.quick)
-    for name in chosen.only.split(",") if chosen.only else PARTS:
-        PARTS[name](rows, chosen.quick)
-        rows.save(name)
-
-
 if __name__ == "__main__":
-    main()
+    harness.run("search", __doc__ or "", PARTS)

@@ -419,11 +419,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         _worker(sys.argv[2], int(sys.argv[3]))
         return
-    chosen = harness.options(__doc__ or "")
-    rows = harness.Rows("traces", chosen.quick)
-    for name in chosen.only.split(",") if chosen.only else PARTS:
-        PARTS[name](rows, chosen.quick)
-        rows.save(name)
+    harness.run("traces", __doc__ or "", PARTS)
 
 
 if __name__ == "__main__":

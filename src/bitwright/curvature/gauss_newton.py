@@ -141,8 +141,9 @@ def measure(
         plan = spectrum.plan(min(everywhere.density(tolerance, least), most), luck, least)
     before: Plan | None = None
     while True:
-        parts = _by_precision(subject, plan, everywhere.heavy(_HEAVY)) if exact else (
-            (subject, plan),)  # fmt: skip
+        parts: tuple[tuple[Subject, Plan], ...] = ((subject, plan),)
+        if exact:  # a single round
+            parts = _by_precision(subject, plan, everywhere.heavy(_HEAVY))
         for i, (seen, part) in enumerate(parts):
             units = Units.of(part, before, chunk)
             steps = visit(
