@@ -145,9 +145,10 @@ def measure(
         if exact:  # a single round
             parts = _by_precision(subject, plan, everywhere.heavy(_HEAVY))
         for i, (seen, part) in enumerate(parts):
-            units = Units.of(part, before, chunk)
+            held = chunk if seen is subject else max(1, chunk // 2)  # float64: as many bytes
+            units = Units.of(part, before, held)
             steps = visit(
-                seen, hessian, part, units, ledger, columns, chunk, (seed, first), integrand
+                seen, hessian, part, units, ledger, columns, held, (seed, first), integrand
             )
             for done in steps:
                 share = (i + done / len(units)) / len(parts)

@@ -21,7 +21,7 @@ Integrand = Callable[
     [Pass, Mapping[str, tuple[int, ...]], list[Tensor], Mapping[str, slice]], Tensor
 ]
 
-#: rows times directions whose gradients are held at once
+#: rows times directions whose gradients are held at once, of four bytes a number
 _AT_ONCE = 128
 #: directions at most, however few the rows
 _MOST = 16
@@ -125,7 +125,8 @@ def squares(
     width = max(c.stop for c in columns.values())
     result = torch.zeros(len(directions), n, width, dtype=passed.outputs.dtype)
     directions = [d.to(passed.outputs) for d in directions]
-    some = min(max(1, _AT_ONCE // n), _MOST)  # their gradients are all in memory
+    at_once = 4 * _AT_ONCE // passed.outputs.element_size()  # their gradients are all in memory
+    some = min(max(1, at_once // n), _MOST)
     for a in range(0, len(directions), some):
         keep = a + some < len(directions) or bool(passed.loose)
         _add(passed, weights, directions[a : a + some], columns, result[a : a + some], keep)
