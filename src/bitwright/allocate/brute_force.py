@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from bitwright.allocate.plan import Plan, make_plan
-from bitwright.allocate.problem import Problem, all_costs, merged, require_feasible
+from bitwright.allocate.problem import Bounds, Problem, merged, require_feasible
 
 LIMIT = 2_000_000
 
@@ -26,11 +26,11 @@ def brute_force(problem: Problem) -> Plan:
     if count > LIMIT:
         raise ValueError(f"{count:,} assignments are too many to enumerate")
     rows = np.arange(len(options))
-    costs, bounds = all_costs(whole)
+    bounds = Bounds(whole)
     best, best_loss = None, np.inf
     for combination in itertools.product(*options):
         choice = np.array(combination, dtype=np.int64)
-        if (costs[:, rows, choice].sum(axis=1) <= bounds).all():
+        if bounds.fit(choice):
             loss = whole.loss[rows, choice].sum()
             if loss < best_loss:
                 best, best_loss = choice, loss

@@ -9,21 +9,14 @@ with the best point so far among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
-from bitwright.allocate.plan import Plan
 from bitwright.allocate.problem import Problem
-from bitwright.allocate.random_ratios import WARM_UP, random_points, starting_ratios
-from bitwright.allocate.search import (
-    Evaluate,
-    EvaluateMany,
-    Evaluation,
-    Evaluator,
-    SearchResult,
-)
+from bitwright.allocate.random_ratios import WARM_UP, random_points
+from bitwright.allocate.ratios import Points
+from bitwright.allocate.search import Evaluate, Evaluator, SearchOptions, SearchResult
 
 #: points of a generation, those that make the next, and the share s of them in it
 _GENERATION, _ELITES, _STEP = 12, 4, 0.7
@@ -34,42 +27,21 @@ _PATIENCE = 10
 
 
 def cross_entropy(
-    problem: Problem,
-    order: np.ndarray,
-    evaluate: Evaluate,
-    *,
-    evaluations: int = 150,
-    seed: int = 0,
-    start: Plan | None = None,
-    batch: int = 1,
-    evaluate_many: EvaluateMany | None = None,
-    log: Path | None = None,
-    on_evaluation: Callable[[Evaluation], None] | None = None,
+    problem: Problem, order: np.ndarray, evaluate: Evaluate, **options: Unpack[SearchOptions]
 ) -> SearchResult:
-    """The best of `evaluations` plans; arguments as for :func:`cw_hawq`.
+    """The best plan evaluated; arguments as for :func:`cw_hawq`.
 
     Generations have twelve points whatever `batch`, which changes nothing but how many are
     evaluated at a time.
     """
-    run = Evaluator(
-        problem,
-        order,
-        starting_ratios(problem, start),
-        evaluate,
-        log,
-        on_evaluation,
-        method="cross-entropy",
-        evaluate_many=evaluate_many,
-    )
-    if start is not None:
-        run.plan(start)
-    rng = np.random.default_rng(seed + 1)
-    m = len(problem.choices)
-    points = random_points(m, max(1, min(WARM_UP, evaluations // 4)), seed)
-    values = _evaluated(run, points, evaluations, batch)
+    run = Evaluator(evaluate, **options)
+    space = Points(problem, order, run.start, "cross-entropy")
+    rng, m = np.random.default_rng(run.seed + 1), len(space)
+    points = random_points(m, max(1, min(WARM_UP, run.evaluations // 4)), run.seed)
+    values = _evaluated(run, space, points)
     centre, spread = np.zeros(m), np.full(m, 1 / np.sqrt(3))  # of the uniform first points
     best, idle = (points[int(np.argmin(values))], min(values)), 0
-    while len(run.history) < evaluations and idle < _PATIENCE:
+    while run.left > 0 and idle < _PATIENCE:
         elites = points[np.argsort(values, kind="stable")[:_ELITES]]
         centre = (1 - _STEP) * centre + _STEP * elites.mean(axis=0)
         spread = (1 - _STEP) * spread + _STEP * elites.std(axis=0)
@@ -77,7 +49,7 @@ def cross_entropy(
         wide = np.maximum(spread, _FLOOR) * 1.5**idle
         points = np.clip(rng.normal(centre, wide, (_GENERATION, m)), -1, 1)
         known = len(run.history)
-        values = _evaluated(run, points, evaluations, batch)
+        values = _evaluated(run, space, points)
         idle = idle + 1 if len(run.history) == known else 0
         points = np.concatenate([best[0][None], points[: len(values)]])
         values = [best[1], *values]
@@ -85,12 +57,10 @@ def cross_entropy(
     return run.result()
 
 
-def _evaluated(run: Evaluator, points: np.ndarray, evaluations: int, batch: int) -> list[float]:
+def _evaluated(run: Evaluator, space: Points, points: np.ndarray) -> list[float]:
     """Values of the points, of as many as the evaluations allow."""
     values: list[float] = []
-    while len(values) < len(points):
-        left = min(batch, evaluations - len(run.history))
-        if left <= 0:
-            break
-        values += run.points(points[len(values) : len(values) + left])
+    while len(values) < len(points) and run.left > 0:
+        some = points[len(values) : len(values) + run.next]
+        values += run.plans([space.plan(p) for p in some])
     return values

@@ -6,7 +6,8 @@ action, reward and networks below are **our reconstruction**.
 
 - Episode: one step, one plan. State: none beyond the network itself, so a constant.
 - Action: a ∈ [−1, 1]^m, the logarithms of the m widths' ratios relative to the start, without the
-  two directions that the budget takes away (a common factor, and a tilt along the bits).
+  two directions that the budget takes away (a common factor, and a tilt along the bits). Where
+  activations are free as well, 2m: ratios of both, one tilt.
 - Reward: the rank of the corrected network's KL on held-out images among all plans so far, from
   −1 (the worst) to 1 (the best), renewed in the replay buffer at every step. Ranks do not care that
   KL spans orders of magnitude, nor about a plan that is hopeless.
@@ -24,25 +25,18 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
 import torch
 
-from bitwright.allocate.plan import Plan
 from bitwright.allocate.problem import Problem
-from bitwright.allocate.random_ratios import WARM_UP, random_points, starting_ratios
-from bitwright.allocate.search import (
-    Evaluate,
-    EvaluateMany,
-    Evaluation,
-    Evaluator,
-    SearchResult,
-)
+from bitwright.allocate.random_ratios import WARM_UP, random_points
+from bitwright.allocate.ratios import Points
+from bitwright.allocate.search import Evaluate, Evaluator, SearchOptions, SearchResult
 
 #: standard deviation of the exploration at the first and the last evaluation
 _NOISE = (0.3, 0.05)
@@ -56,13 +50,11 @@ _PATIENCE = 60
 class RatioEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
     """Episodes of one step: an action is a plan's ratios, its reward is −log KL."""
 
-    def __init__(self, run: Evaluator) -> None:
-        m = len(run.start)
+    def __init__(self, run: Evaluator, space: Points) -> None:
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (m,), np.float32)
-        self.run = run
-        bits = np.array(run.problem.choices, dtype=float)
-        self._taken = np.linalg.qr(np.stack([np.ones(m), bits], axis=1))[0]
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(space),), np.float32)
+        self.run, self.space = run, space
+        self._taken = space.idle()
 
     def canonical(self, points: np.ndarray) -> np.ndarray:
         """Points [..., m] without what normalizing and tilting undo, in [−1, 1]."""
@@ -80,65 +72,41 @@ class RatioEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def rewards(self, actions: np.ndarray) -> list[float]:
         """Rewards of some episodes at once."""
-        values = self.run.points(np.asarray(actions, dtype=float))
+        values = self.run.plans([self.space.plan(a) for a in np.asarray(actions, dtype=float)])
         return [-float(np.log(max(value, 1e-12))) for value in values]
 
 
 def cw_hawq(
-    problem: Problem,
-    order: np.ndarray,
-    evaluate: Evaluate,
-    *,
-    evaluations: int = 150,
-    seed: int = 0,
-    start: Plan | None = None,
-    batch: int = 1,
-    evaluate_many: EvaluateMany | None = None,
-    log: Path | None = None,
-    on_evaluation: Callable[[Evaluation], None] | None = None,
+    problem: Problem, order: np.ndarray, evaluate: Evaluate, **options: Unpack[SearchOptions]
 ) -> SearchResult:
     """Search the ratios with DDPG; the best plan evaluated is returned.
 
     Args:
-        problem: one item a channel.
-        order: int64 [n], channels by falling sensitivity.
+        problem: one item a channel; with two parts, one more an activation.
+        order: int64 [n], items by falling sensitivity.
         evaluate: a plan's KL after correction, on images it was not corrected with.
-        evaluations: plans evaluated at most (a plan met again is free; the search ends early when
-            nothing new is met).
-        seed: of the agent and the warm-up; global generators are put back afterwards.
-        start: a plan whose ratios the search starts from, evaluated first; without one, equal
-            shares (a cold start).
-        batch: plans proposed at a time; the agent learns after each batch. A setting, so that
-            results do not depend on how many evaluate it.
-        evaluate_many: values of a batch of plans, in their order, in place of `evaluate`.
-        log: JSON lines of evaluations; an existing one is replayed.
-        on_evaluation: called after each.
+        **options: :class:`SearchOptions`; without a plan to start from, the search sets out from
+            equal shares (a cold start). The agent learns after each batch.
 
     Raises:
         BitwrightError: infeasible budget, or a log that another search wrote.
     """
-    ratios = starting_ratios(problem, start)
-    run = Evaluator(
-        problem, order, ratios, evaluate, log, on_evaluation, evaluate_many=evaluate_many
-    )
-    if start is not None:
-        run.plan(start)
-    env = RatioEnvironment(run)
-    rng = np.random.default_rng(seed + 1)
-    with own_generators(seed), warnings.catch_warnings():
+    run = Evaluator(evaluate, **options)
+    space = Points(problem, order, run.start, "cw-hawq")
+    env, m = RatioEnvironment(run, space), len(space)
+    rng = np.random.default_rng(run.seed + 1)
+    with own_generators(run.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        agent = _Agent(env, seed)
-        m = len(run.start)
-        warm_up = random_points(m, max(1, min(WARM_UP, evaluations // 4)), seed)
-        for first in range(0, len(warm_up), batch):
-            left = min(batch, evaluations - len(run.history))
-            if left > 0:
-                agent.visit(env.canonical(warm_up[first : first + left]))
+        agent = _Agent(env, run.seed)
+        warm_up = random_points(m, max(1, min(WARM_UP, run.evaluations // 4)), run.seed)
+        for first in range(0, len(warm_up), run.batch):
+            if run.left > 0:
+                agent.visit(env.canonical(warm_up[first : first + run.next]))
         idle = 0
-        while len(run.history) < evaluations and idle < _PATIENCE:
-            count = min(batch, evaluations - len(run.history))
+        while run.left > 0 and idle < _PATIENCE:
+            count = run.next
             agent.train(_TRAIN_STEPS * count)
-            progress = len(run.history) / evaluations
+            progress = len(run.history) / run.evaluations
             spread = _NOISE[0] * (_NOISE[1] / _NOISE[0]) ** progress
             # a plan met again is free: more noise until something new is met
             spread *= 1.05**idle

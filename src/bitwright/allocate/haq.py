@@ -23,9 +23,7 @@ Departures from it:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -33,15 +31,9 @@ from scipy.special import ndtr, ndtri
 
 from bitwright.allocate.cw_hawq import own_generators
 from bitwright.allocate.plan import Plan, make_plan
-from bitwright.allocate.problem import Problem, all_costs, merged, require_feasible
+from bitwright.allocate.problem import Bounds, Problem, merged, require_feasible
 from bitwright.allocate.ratios import widest_not_above
-from bitwright.allocate.search import (
-    Evaluate,
-    EvaluateMany,
-    Evaluation,
-    Evaluator,
-    SearchResult,
-)
+from bitwright.allocate.search import Evaluate, Evaluator, SearchOptions, SearchResult
 
 if TYPE_CHECKING:
     from stable_baselines3 import DDPG
@@ -58,14 +50,7 @@ def haq(
     tie: np.ndarray,
     features: np.ndarray,
     evaluate: Evaluate,
-    *,
-    evaluations: int = 150,
-    seed: int = 0,
-    start: Plan | None = None,
-    batch: int = 1,
-    evaluate_many: EvaluateMany | None = None,
-    log: Path | None = None,
-    on_evaluation: Callable[[Evaluation], None] | None = None,
+    **options: Unpack[SearchOptions],
 ) -> SearchResult:
     """Search a width for each layer; the best plan evaluated is returned.
 
@@ -76,14 +61,8 @@ def haq(
             is the order of the walk. HAQ: depthwise or not, channels in and out, stride, kernel,
             weights, size of the input, index.
         evaluate: a plan's true loss, positive.
-        evaluations: plans evaluated at most (a plan met again is free; the search ends early when
-            nothing new is met).
-        seed: of the agent and its noise; global generators are put back afterwards.
-        start: a plan to evaluate first; the agent does not see it.
-        batch: episodes between two rounds of learning.
-        evaluate_many: values of a batch of plans, in their order, in place of `evaluate`.
-        log: JSON lines of evaluations; an existing one is replayed.
-        on_evaluation: called after each.
+        **options: :class:`SearchOptions`; the agent does not see the plan to start from, and
+            learns after each batch of episodes.
 
     Raises:
         BitwrightError: infeasible budget or limit, or a log that another search wrote.
@@ -92,26 +71,14 @@ def haq(
     tied = problem.with_ties(tie)
     require_feasible(tied)
     layers = _Layers(tied, np.asarray(features, dtype=float))
-    m = len(problem.choices)
-    run = Evaluator(
-        tied,
-        np.arange(len(problem.names)),
-        np.full(m, 1 / m),
-        evaluate,
-        log,
-        on_evaluation,
-        method="haq",
-        evaluate_many=evaluate_many,
-    )
-    if start is not None:
-        run.plan(start)
-    rng = np.random.default_rng(seed + 1)
-    warm_up = max(1, min(_WARM_UP, evaluations // 4))
-    with own_generators(seed):
-        agent = _agent(layers, evaluations, seed)
+    run = Evaluator(evaluate, **options)
+    rng = np.random.default_rng(run.seed + 1)
+    warm_up = max(1, min(_WARM_UP, run.evaluations // 4))
+    with own_generators(run.seed):
+        agent = _agent(layers, run.evaluations, run.seed)
         average, episode, idle = None, 0, 0
-        while len(run.history) < evaluations and idle < _PATIENCE:
-            count = min(batch, evaluations - len(run.history))
+        while run.left > 0 and idle < _PATIENCE:
+            count = run.next
             walks = []
             for i in range(count):
                 after = episode + i - warm_up
@@ -139,7 +106,7 @@ class _Layers(gymnasium.Env[np.ndarray, np.ndarray]):
         count = len(self.whole.names)
         if features.ndim != 2 or len(features) != count:
             raise ValueError(f"features have shape {features.shape} for {count} layers")
-        self.costs, self.bounds = all_costs(self.whole)
+        self.bounds = Bounds(self.whole)
         self.columns = widest_not_above(self.whole.allowed)
         position = np.arange(count)[:, None]
         seen = np.hstack([features, position])
@@ -181,15 +148,13 @@ class _Layers(gymnasium.Env[np.ndarray, np.ndarray]):
         rows = np.arange(len(level))
         least = np.argmax(self.whole.allowed, axis=1)
         choice = self.columns[rows, level]
-        total = self.costs[:, rows, choice].sum(axis=1)
-        while (total > self.bounds).any():
+        while not self.bounds.fit(choice):
             for layer in rows[::-1]:
                 now = int(choice[layer])
                 if now == least[layer]:
                     continue
                 choice[layer] = self.columns[layer, now - 1]
-                total = self.costs[:, rows, choice].sum(axis=1)
-                if (total <= self.bounds).all():
+                if self.bounds.fit(choice):
                     break
         return make_plan(self.problem, choice[self.group], "haq")
 

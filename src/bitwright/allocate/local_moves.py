@@ -13,22 +13,15 @@ many evaluations.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from bitwright.allocate.knapsack import knapsack
 from bitwright.allocate.plan import Plan, make_plan
 from bitwright.allocate.problem import Problem
-from bitwright.allocate.search import (
-    Evaluate,
-    EvaluateMany,
-    Evaluation,
-    Evaluator,
-    SearchResult,
-)
+from bitwright.allocate.search import Evaluate, Evaluator, SearchOptions, SearchResult
 
 #: the first step of log θ (a factor of four: about one bit), and the one at which to stop
 _STEPS = (1.4, 0.08)
@@ -37,17 +30,7 @@ _DOUBLINGS = 3
 
 
 def local_moves(
-    problem: Problem,
-    groups: np.ndarray,
-    evaluate: Evaluate,
-    *,
-    evaluations: int = 150,
-    seed: int = 0,
-    start: Plan | None = None,
-    batch: int = 1,
-    evaluate_many: EvaluateMany | None = None,
-    log: Path | None = None,
-    on_evaluation: Callable[[Evaluation], None] | None = None,
+    problem: Problem, groups: np.ndarray, evaluate: Evaluate, **options: Unpack[SearchOptions]
 ) -> SearchResult:
     """From the knapsack's plan, moves of budget between groups; the best plan evaluated.
 
@@ -55,37 +38,21 @@ def local_moves(
         problem: one item a channel or, with ties, a layer.
         groups: int64 [n], such as the layer of each channel; tied items in one group.
         evaluate: a plan's true loss.
-        evaluations: plans evaluated at most; the search ends early when no move helps any more.
-        seed: of the order in which moves are tried.
-        start: another plan to evaluate as well.
-        batch: moves tried at a time from the same plan.
-        evaluate_many: values of a batch of plans, in their order, in place of `evaluate`.
-        log: JSON lines of evaluations; an existing one is replayed.
-        on_evaluation: called after each.
+        **options: :class:`SearchOptions`; the search ends early when no move helps any more, and
+            the seed is that of the order in which moves are tried. A batch of moves is tried from
+            the same plan.
 
     Raises:
         BitwrightError: infeasible budget or limit, or a log that another search wrote.
     """
-    n, m = problem.loss.shape
-    run = Evaluator(
-        problem,
-        np.arange(n),
-        np.full(m, 1 / m),
-        evaluate,
-        log,
-        on_evaluation,
-        method="local-moves",
-        evaluate_many=evaluate_many,
-    )
-    if start is not None:
-        run.plan(start)
+    run = Evaluator(evaluate, **options)
     _, group = np.unique(groups, return_inverse=True)
-    walk = _Walk(problem, group, np.random.default_rng(seed))
-    if len(run.history) < evaluations:
+    walk = _Walk(problem, group, np.random.default_rng(run.seed))
+    if run.left > 0:
         run.plan(walk.plan, tuple(walk.at))
     best, step = run.result().value, _STEPS[0]
-    while len(run.history) < evaluations and step >= _STEPS[1]:
-        moves = walk.moves(min(batch, evaluations - len(run.history)), step)
+    while run.left > 0 and step >= _STEPS[1]:
+        moves = walk.moves(run.next, step)
         values = run.plans([(plan, tuple(at)) for at, plan in moves])
         if values and min(values) < best:
             best = min(values)

@@ -36,7 +36,7 @@ class Plan:
         cost: total, in bits.
         loss: predicted total.
         budget: the bound it was made for, in bits.
-        limits: totals of what the problem's limits bound.
+        limits: totals of what the problem's limits and products bound.
     """
 
     method: str
@@ -72,6 +72,12 @@ def make_plan(problem: Problem, choice: np.ndarray, method: str) -> Plan:
         if not within(limit, total):
             raise ValueError(f"{method}: {limit.name} of {total:g} exceed {limit.bound:g}")
         totals.append(Total(limit.name, limit.unit, total, float(limit.bound)))
+    bits = np.array(problem.choices, dtype=float)[choice]
+    for product in problem.products:
+        total = product.total(bits)
+        if not within(product, total):
+            raise ValueError(f"{method}: {product.name} of {total:g} exceed {product.bound:g}")
+        totals.append(Total(product.name, product.unit, total, float(product.bound)))
     if not problem.allowed[rows, choice].all():
         raise ValueError(f"{method}: a choice that is not allowed")
     _, first, group = np.unique(problem.tie, return_index=True, return_inverse=True)
@@ -142,7 +148,9 @@ def from_json(text: str, problem: Problem) -> Plan:
     if cost > budget:
         raise BitwrightError(f"the plan costs {cost} bits, over its own budget of {budget}")
     limits = [replace(li, bound=bounds.get(li.name, li.bound)) for li in problem.limits]
+    products = [replace(p, bound=bounds.get(p.name, p.bound)) for p in problem.products]
+    bound = problem.with_budget(budget).with_limits(*limits).with_products(*products)
     try:
-        return make_plan(problem.with_budget(budget).with_limits(*limits), choice, method)
+        return make_plan(bound, choice, method)
     except ValueError as error:
         raise BitwrightError(f"the plan does not fit the problem: {error}") from error

@@ -7,19 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
+from typing import TypedDict
 
 from bitwright.allocate.plan import Plan
-from bitwright.allocate.problem import Problem
-from bitwright.allocate.ratios import plan_from_ratios
 from bitwright.errors import BitwrightError
 
 Evaluate = Callable[[Plan], float]
 EvaluateMany = Callable[[Sequence[Plan]], Sequence[float]]
-
-#: a coordinate of ±1 multiplies a ratio by e^±SPAN before tilting: any width can all but vanish
-SPAN = 5.0
 
 
 @dataclass(frozen=True)
@@ -41,27 +35,56 @@ class SearchResult:
     history: tuple[Evaluation, ...]
 
 
-@dataclass
-class Evaluator:
-    """Turns points into plans and plans into values, at most once each.
+class SearchOptions(TypedDict, total=False):
+    """Keywords of every search by evaluation; the defaults are those of :class:`Evaluator`.
 
-    A point `p ∈ [−1, 1]^m` stands for the ratios `start_j · exp(SPAN · p_j)`, tilted to the
-    budget. Every new value is appended to the log before anything is made of it; a run that starts
-    with a log takes its values from there, so that a killed search replays to where it was.
-
-    Points and plans come one by one or as a batch. What a search proposes depends on the size of
-    its batches, never on who evaluates them: `evaluate_many` may share a batch out as it likes, as
-    values are logged and counted in the order of the proposals.
+    Attributes:
+        evaluations: plans evaluated at most. A plan met again is free; a search ends early when
+            nothing new is met.
+        seed: of every random choice; global generators are put back afterwards.
+        start: a plan to evaluate first, which searches over ratios set out from.
+        batch: plans proposed at a time. A setting, so that results do not depend on how many
+            evaluate it.
+        evaluate_many: values of a batch of plans, in their order, in place of `evaluate`.
+        log: JSON lines of evaluations; an existing one is replayed.
+        on_evaluation: called after each.
     """
 
-    problem: Problem
-    order: np.ndarray
-    start: np.ndarray
+    evaluations: int
+    seed: int
+    start: Plan | None
+    batch: int
+    evaluate_many: EvaluateMany | None
+    log: Path | None
+    on_evaluation: Callable[[Evaluation], None] | None
+
+
+@dataclass
+class Evaluator:
+    """Turns plans into values, at most once each.
+
+    Every new value is appended to the log before anything is made of it; a run that starts with a
+    log takes its values from there, so that a killed search replays to where it was.
+
+    Plans come one by one or as a batch. What a search proposes depends on the size of its batches,
+    never on who evaluates them: `evaluate_many` may share a batch out as it likes, as values are
+    logged and counted in the order of the proposals.
+
+    Attributes:
+        evaluate: a plan's true loss; the others are those of :class:`SearchOptions`.
+
+    Raises:
+        BitwrightError: a log that another search wrote.
+    """
+
     evaluate: Evaluate
+    evaluations: int = 150
+    seed: int = 0
+    start: Plan | None = None
+    batch: int = 1
+    evaluate_many: EvaluateMany | None = None
     log: Path | None = None
     on_evaluation: Callable[[Evaluation], None] | None = None
-    method: str = "cw-hawq"
-    evaluate_many: EvaluateMany | None = None
     history: list[Evaluation] = field(default_factory=list)
     best: tuple[float, Plan] | None = None
     _values: dict[bytes, float] = field(default_factory=dict)
@@ -70,19 +93,18 @@ class Evaluator:
     def __post_init__(self) -> None:
         if self.log is not None and self.log.exists():
             self._replay = _read_log(self.log)
+        if self.start is not None:
+            self.plan(self.start)
 
-    def point(self, point: np.ndarray) -> float:
-        """The value of a point's plan."""
-        return self.points([point])[0]
+    @property
+    def left(self) -> int:
+        """Evaluations still to spend."""
+        return self.evaluations - len(self.history)
 
-    def points(self, points: Sequence[np.ndarray] | np.ndarray) -> list[float]:
-        """The values of some points' plans."""
-        found = []
-        for point in points:
-            ratios = self.start * np.exp(SPAN * np.clip(point, -1, 1))
-            plan = plan_from_ratios(self.problem, self.order, ratios, self.method)
-            found.append((plan, tuple(float(p) for p in point)))
-        return self.plans(found)
+    @property
+    def next(self) -> int:
+        """Plans to propose next: a batch, or what is left."""
+        return min(self.batch, self.left)
 
     def plan(self, plan: Plan, point: tuple[float, ...] = ()) -> float:
         """The value of a plan; a plan seen before costs no evaluation."""

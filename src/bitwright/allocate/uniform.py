@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from bitwright.allocate.plan import Plan, make_plan
 from bitwright.allocate.problem import (
+    Bounds,
     Problem,
-    all_costs,
     freely_widened,
     merged,
     require_feasible,
@@ -17,19 +19,33 @@ from bitwright.allocate.problem import (
 def uniform(problem: Problem) -> Plan:
     """Every item at the same width, clipped to what it allows; wider where that costs nothing.
 
+    With two parts each has a width of its own (W4A8): of the pairs that fit, and of which neither
+    width can grow, the one with the least predicted loss.
+
     Raises:
         BitwrightError: the budget or a limit is below the feasible range.
     """
     require_feasible(problem)
     whole, group = merged(problem)
-    costs, bounds = all_costs(whole)
-    rows, m = np.arange(len(whole.names)), len(whole.choices)
+    bounds, m = Bounds(whole), len(whole.choices)
     least = np.argmax(whole.allowed, axis=1)
-    best = least
-    for j in range(m):
-        under = whole.allowed & (np.arange(m) <= j)
+
+    def clipped(widths: tuple[int, ...]) -> np.ndarray:
+        under = whole.allowed & (np.arange(m) <= np.array(widths)[whole.part][:, None])
         widest = m - 1 - np.argmax(under[:, ::-1], axis=1)
-        choice = np.where(under.any(axis=1), widest, least)
-        if (costs[:, rows, choice].sum(axis=1) <= bounds).all():
-            best = choice
+        return np.where(under.any(axis=1), widest, least)
+
+    fitting = {
+        widths: choice
+        for widths in itertools.product(range(m), repeat=whole.parts)
+        if bounds.fit(choice := clipped(widths))
+    }
+    best, lowest = least, np.inf
+    for widths, choice in fitting.items():
+        wider = itertools.product(*[(w, w + 1) for w in widths])
+        if any(w in fitting for w in wider if w != widths):
+            continue
+        loss = float(whole.loss[np.arange(len(choice)), choice].sum())
+        if loss < lowest:
+            best, lowest = choice, loss
     return make_plan(problem, freely_widened(problem, best[group]), "uniform")
