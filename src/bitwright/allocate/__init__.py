@@ -16,13 +16,15 @@ from bitwright.allocate.plan import Plan, Total, make_plan
 from bitwright.allocate.problem import (
     Limit,
     Problem,
+    Product,
     feasible_range,
     limit_range,
+    product_range,
     require_feasible,
 )
 from bitwright.allocate.random_ratios import random_ratios
 from bitwright.allocate.ratios import plan_from_ratios, ratios_of
-from bitwright.allocate.search import Evaluation, SearchResult
+from bitwright.allocate.search import Evaluation, SearchOptions, SearchResult
 from bitwright.allocate.states import Frontier
 from bitwright.allocate.uniform import uniform
 
@@ -32,6 +34,8 @@ __all__ = [
     "Limit",
     "Plan",
     "Problem",
+    "Product",
+    "SearchOptions",
     "SearchResult",
     "Total",
     "brute_force",
@@ -52,6 +56,7 @@ __all__ = [
     "make_plan",
     "pareto",
     "plan_from_ratios",
+    "product_range",
     "random_ratios",
     "ratios_of",
     "require_feasible",

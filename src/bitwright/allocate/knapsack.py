@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 
 from bitwright.allocate.exact import exact
 from bitwright.allocate.ilp import solve
+from bitwright.allocate.joint import joint, lower_bound
 from bitwright.allocate.multipliers import held, multipliers
 from bitwright.allocate.plan import Plan, make_plan
 from bitwright.allocate.problem import Problem, all_costs, merged, require_feasible, room_left
@@ -37,17 +38,23 @@ def knapsack(problem: Problem, method: str = "channels") -> Plan:
 
     Exact up to 40 items (after merging ties), mostly up to 200. Beyond, the loss is never more than
     one move above the linear bound without limits, and within a few moves of it with them. Cost:
-    O(n m log(n m)), some tens of passes more with limits, plus one small exact search.
+    O(n m log(n m)), some tens of passes more with limits, plus one small exact search. With bounds
+    on products of widths it is :func:`~bitwright.allocate.joint.joint`, which proves nothing but is
+    near its bound.
 
     Raises:
         BitwrightError: the budget or a limit is below the feasible range.
     """
     require_feasible(problem)
     whole, group = merged(problem)
+    choice = joint(whole, _linear) if whole.products else _linear(whole)
+    return make_plan(problem, choice[group], method)
+
+
+def _linear(whole: Problem) -> np.ndarray:
     prices = multipliers(whole)[0] if whole.limits else None
     choice, critical = _greedy(whole, prices)
-    choice = _finish(whole, choice, critical)
-    return make_plan(problem, choice[group], method)
+    return _finish(whole, choice, critical)
 
 
 def lp_bound(problem: Problem) -> float:
@@ -63,6 +70,8 @@ def lp_bound(problem: Problem) -> float:
     """
     require_feasible(problem)
     whole, _ = merged(problem)
+    if whole.products:
+        return lower_bound(whole)
     if whole.limits:
         return _relaxed(whole) if whole.loss.size <= _LP else multipliers(whole)[1]
     moves = Moves(whole)

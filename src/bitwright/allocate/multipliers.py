@@ -10,6 +10,8 @@ variable for each bound.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import linprog
 
@@ -32,27 +34,50 @@ def multipliers(whole: Problem) -> tuple[np.ndarray, float]:
     costs, bounds = all_costs(whole)
     rows = np.arange(len(whole.names))
     narrowest = np.argmax(whole.allowed, axis=1)
-    room = bounds - costs[:, rows, narrowest].sum(axis=1)
     loss = np.where(whole.allowed, whole.loss, np.inf)
-    most = float(whole.loss[rows, narrowest].sum() - loss.min(axis=1).sum())
-    counts = _counts(room, bounds)
-    if not counts.any() or most <= 0:
-        return np.zeros(len(bounds)), float(loss.min(axis=1).sum())
-    # v(0) ≤ v(μ) ≤ loss of the narrowest − Σ μ_k room_k: in these units Σ μ ≤ 1
-    unit = np.where(counts, most / np.where(counts, room, 1), 0.0)
     flat = np.ascontiguousarray(costs.reshape(len(bounds), -1))
-    tangents: list[np.ndarray] = []
-    values: list[float] = []
-    best, at = -np.inf, np.zeros(len(bounds))
-    point, above = np.zeros(len(bounds)), np.inf
-    for _ in range(_MOST):
-        price = point * unit
+
+    def cheapest(price: np.ndarray) -> tuple[float, np.ndarray]:
         priced = loss + (price @ flat).reshape(loss.shape)
         choice = np.argmin(priced, axis=1)
-        value = float(priced[rows, choice].sum() - price @ bounds)
+        return float(priced[rows, choice].sum()), costs[:, rows, choice].sum(axis=1)
+
+    room = bounds - costs[:, rows, narrowest].sum(axis=1)
+    return highest(cheapest, bounds, room, float(whole.loss[rows, narrowest].sum()))
+
+
+def highest(
+    cheapest: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    bounds: np.ndarray,
+    room: np.ndarray,
+    narrowest: float,
+) -> tuple[np.ndarray, float]:
+    """Where `v(μ) = min over plans (loss + μ·totals) − μ·bounds` is highest, and how high.
+
+    Args:
+        cheapest: prices μ -> the least loss + μ·totals of a plan, and that plan's totals.
+        bounds: float64 [k]; room: what they leave above the narrowest plan's totals.
+        narrowest: the loss of that plan.
+    """
+    count = len(bounds)
+    free, _ = cheapest(np.zeros(count))
+    most = narrowest - free
+    counts = _counts(room, bounds)
+    if not counts.any() or most <= 0:
+        return np.zeros(count), free
+    # v(0) ≤ v(μ) ≤ loss of the narrowest − Σ μ_k room_k: in these units Σ μ ≤ 1
+    unit = np.where(counts, most / np.where(counts, room, 1), 0.0)
+    tangents: list[np.ndarray] = []
+    values: list[float] = []
+    best, at = -np.inf, np.zeros(count)
+    point, above = np.zeros(count), np.inf
+    for _ in range(_MOST):
+        price = point * unit
+        priced, totals = cheapest(price)
+        value = priced - float(price @ bounds)
         if value > best:
             best, at = value, price
-        slope = (costs[:, rows, choice].sum(axis=1) - bounds) * unit / most
+        slope = (totals - bounds) * unit / most
         tangents.append(slope)
         values.append((value / most) - float(slope @ point))
         if above - best <= _TOLERANCE * most:
