@@ -54,7 +54,7 @@ from bitwright.pipeline.settings import (
 from bitwright.pipeline.store import Store, write_bytes, write_text
 from bitwright.quantize import Quantized
 from bitwright.task import Task, fingerprint, metric_of
-from bitwright.train import finetune
+from bitwright.train import finetune, hawq_order
 
 STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
 #: bump when a stage computes something else from the same inputs
@@ -503,11 +503,27 @@ class Run:
             self.progress("quantize", 1.0)
         return self._own(artefact.load(path))
 
+    @property
+    def _training(self) -> tuple[int | str, ...]:
+        """What fine-tuning depends on, nothing of it without epochs."""
+        s = self.settings
+        return (s.epochs, s.order) if s.epochs and s.order != "all" else (s.epochs,)
+
+    def _order(self) -> list[str] | None:
+        """Layers one after another, or None for all at once."""
+        if self.settings.order == "all":
+            return None
+        self.progress("order", 0.0)
+        kind, axis = self.task.divergence, self.task.class_axis
+        found = hawq_order(self.corrected, self.calibration, kind=kind, class_axis=axis)
+        self.progress("order", 1.0)
+        return found
+
     @cached_property
     def quantized(self) -> Quantized:
         """Fine-tuned if asked for; `model.safetensors`."""
         path = self.store.path("model.safetensors")
-        key = make_key("finetune", self._quantize_key, self.settings.epochs)
+        key = make_key("finetune", self._quantize_key, *self._training)
         if not self.store.done("finetune", key, path.name):
             with self.store.stage("finetune", key, path.name):
                 found, _ = (
@@ -515,6 +531,7 @@ class Run:
                         self.corrected,
                         self.calibration,
                         epochs=self.settings.epochs,
+                        order=self._order(),
                         kind=self.task.divergence,
                         class_axis=self.task.class_axis,
                         seed=self.settings.seed,
@@ -540,7 +557,7 @@ class Run:
     def onnx(self) -> Path:
         """The ONNX file of what the artefact holds; `model.onnx`."""
         path = self.store.path("model.onnx")
-        key = make_key("export", self._quantize_key, self.settings.epochs)
+        key = make_key("export", self._quantize_key, *self._training)
         quantized = self.quantized
         if not self.store.done("export", key, path.name):
             self.progress("export", 0.0)
