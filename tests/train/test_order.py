@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def order_is_by_falling_omega() -> None:
         assert sorted(order) == sorted(known)
         values = [float(np.prod(known[name])) for name in order]
         # λ is known to a hundredth
-        assert all(b <= 1.03 * a for a, b in zip(values, values[1:], strict=False)), known
+        assert all(b <= 1.03 * a for a, b in pairwise(values)), known
         assert values[0] > 2 * values[-1]
 
 
