@@ -28,6 +28,8 @@ from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline.budget import parse_bops, parse_latency
+from bitwright.pipeline.frontiers import Curve, frontiers
+from bitwright.pipeline.frontiers import to_json as frontiers_json
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.pipeline.limits import bops_limit, latency_limit, require_limits
 from bitwright.pipeline.preflight import Preflight, preflight
@@ -627,6 +629,14 @@ class Run:
                 size = path.stat().st_size
                 found[name] = (judge(self.task, reference, answers), size, bits[name], latency)
         self.progress("judge", 1.0)
+        return found
+
+    @cached_property
+    def frontiers(self) -> tuple[Curve, ...]:
+        """The best plans of every size, by layer and by channel; `frontier.json`."""
+        with self.store.timed("frontiers"):
+            found = frontiers(self.bench, self.plan)
+            write_text(self.store.path("frontier.json"), frontiers_json(found, self.bench))
         return found
 
     def breakdown(self) -> dict[str, int]:
