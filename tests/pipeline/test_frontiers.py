@@ -19,7 +19,7 @@ from bitwright.pipeline import run as stages
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.compress import finish
 from bitwright.pipeline.frontiers import Curve, shown
-from bitwright.pipeline.summarize import summarize
+from bitwright.pipeline.summarize import _notes
 from mutants import mutated
 from pipeline import tiny
 
@@ -131,7 +131,7 @@ def test_overrides_bound_the_frontiers(start: Any):
         for widths in curve.widths:
             last = widths.split()[2] if curve.name == "channels" else widths[2]
             assert set(last) == {"8"}
-    assert "the frontiers at other sizes leave" in " ".join(summarize(run, "tiny", "x").notes)
+    assert "the frontiers at other sizes leave" in " ".join(_notes(run))
 
 
 def test_the_file_has_every_point_with_its_widths(start: Any):

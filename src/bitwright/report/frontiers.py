@@ -39,7 +39,8 @@ def frontiers(summary: Summary) -> str:
         return absent("No frontiers are shown: plans of other sizes were not computed.")
     own = _own(summary)
     drawn = [*chain(*found.values()), *([own] if own else [])]
-    x = svg.linear_axis(min(b for b, _ in drawn), max(b for b, _ in drawn), count=7)
+    low, high = min(b for b, _ in drawn), max(b for b, _ in drawn)
+    x = svg.linear_axis(low, high, lambda v: trimmed(f"{v:.2f}"), 7)
     y = svg.log_axis([v for _, v in drawn])
     paths = [
         (_KINDS[name][0], svg.line([(x.at(b), y.at(v)) for b, v in points]))
