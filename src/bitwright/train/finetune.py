@@ -51,8 +51,7 @@ def finetune(
             once. See :func:`bitwright.train.stages` for when each one's turn is.
         kind, class_axis: of the divergence.
         batch: rows in a step.
-        rate: Adam's learning rate relative to a layer's mean step; falls along a cosine, in each
-            stage anew.
+        rate: Adam's learning rate relative to a layer's mean step; falls along a cosine.
         held_out: share of rows.
         seed: of the order of rows.
         device: where to train; the result is back on the CPU.
@@ -75,15 +74,14 @@ def finetune(
     steps = max(1, len(train) // batch)
     names = [layer.name for layer in quantized.network.layers]
     turns = {0: names} if order is None else stages(order, epochs * steps)
-    length = max(1, math.ceil(epochs * steps / len(turns)))
+    optimizer = torch.optim.Adam(state.groups(rate), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * steps))
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         shuffled = torch.randperm(len(train), generator=generator)
         for step in range(steps):
             if epoch * steps + step in turns:
                 state.enter(turns[epoch * steps + step])
-                optimizer = torch.optim.Adam(state.groups(rate), betas=(0.9, 0.99))
-                schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length)
             rows = shuffled[step * batch : (step + 1) * batch]
             wanted, given = teacher[rows].to(device), train[rows].to(device)
             with torch.enable_grad():
@@ -148,7 +146,7 @@ class _Latent:
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameter groups: weights move in units of their layer's step."""
         found: list[dict[str, Any]] = []
-        for layer in self.entered:
+        for layer in self.quantized.network.layers:
             step = float(self.quantized.layers[layer.name].grid.scale.mean())
             found.append({"params": [self.weight[layer.name]], "lr": rate * 10 * step})
             found.append({"params": [self.log_step[layer.name]], "lr": rate})

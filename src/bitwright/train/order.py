@@ -11,8 +11,8 @@ summary: that text gives neither the number of stages nor what happens to the la
 several where a stage would have fewer than :data:`STAGE_STEPS` steps; a layer is quantized from its
 stage to the end and trained on together with all before it; layers to come stay as in the float
 network and are not trained; activations are quantized from the start, an edge being no one layer's;
-every stage has an optimizer and a falling rate of its own. λ is that of the Gauss-Newton matrix,
-which for the KL to the network itself is the Hessian.
+one optimizer, whose rate falls over all stages together, serves them all. λ is that of the
+Gauss-Newton matrix, which for the KL to the network itself is the Hessian.
 """
 
 from __future__ import annotations
