@@ -69,6 +69,10 @@ ProfileFile = Annotated[
 Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
 Activations = Annotated[str, typer.Option(help="Mean bits of activations, 2 to 8, or float.")]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
+Order = Annotated[
+    str,
+    typer.Option(help="Of fine-tuning: all layers at once, or hawq, one after another by λ‖Q−W‖²."),
+]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
     list[str] | None,
@@ -83,7 +87,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
-    "activations", "epochs", "seed", "skip", "evaluations", "calibration_rows", "device",
+    "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
     "max_bops", "max_latency", "profile",
 )  # fmt: skip
 
@@ -105,6 +109,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         overrides: Overrides = None,
         activations: Activations = "8",
         epochs: Epochs = 0,
+        order: Order = "all",
         seed: Seed = 0,
         skip: Skip = None,
         evaluations: Evaluations = 150,
@@ -221,7 +226,7 @@ def _may_be(name: str, value: object) -> bool:
     if name in ("max_drop", "max_kl"):
         return value is None or isinstance(value, int | float)
     return isinstance(value, str) or (
-        value is None and name not in ("method", "activations", "device")
+        value is None and name not in ("method", "activations", "order", "device")
     )
 
 
@@ -256,6 +261,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             method=given["method"],
             activations=activations,
             epochs=given["epochs"],
+            order=given["order"],
             seed=given["seed"],
             max_kl=given["max_kl"],
             max_drop=given["max_drop"],
@@ -480,8 +486,8 @@ for _name, (_help, _act) in _COMMANDS.items():
 def _defaults() -> dict[str, Any]:
     """Options of a run that nobody typed."""
     return dict.fromkeys(_REMEMBERED) | {
-        "method": "channels", "epochs": 0, "seed": 0, "activations": "8", "evaluations": 150,
-        "calibration_rows": 1024, "device": "cpu",
+        "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
+        "evaluations": 150, "calibration_rows": 1024, "device": "cpu",
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import pytest
 from bitwright.errors import BitwrightError
 from bitwright.report import (
     EdgeRow,
+    FrontierRow,
     LayerRow,
     MethodRow,
     Summary,
@@ -27,6 +28,7 @@ from bitwright.report import (
     curves,
     figures,
     from_json,
+    frontiers,
     render,
     svg,
     to_json,
@@ -119,6 +121,22 @@ def summary(layers: int = 20, per_layer: int = 35, **changes: Any) -> Summary:
             (bits, round(88_123 * bits / 3), 6 * loss * 0.33 ** (bits - 1))
             for bits in np.linspace(1, 8, 64).tolist()
         ),
+        frontiers=tuple(
+            FrontierRow(
+                name,
+                name != "channels",
+                1000 * points,
+                tuple(
+                    (bits, factor * loss * 0.3 ** (bits - 3))
+                    for bits in np.linspace(1, 8, points).tolist()
+                ),
+            )
+            for name, points, factor in (
+                ("layers, monotone", 8, 2.5),
+                ("layers", 15, 2.0),
+                ("channels", 29, 1.0),
+            )
+        ),
         learning=tuple((i, kl, low) for i, (kl, low) in enumerate(zip(kls, best, strict=True))),
         timings=(("measure", 41.3), ("allocate", 0.4), ("correct", 12.25), ("verify", 9.1)),
         notes=("The test images were never used to choose widths.",),
@@ -199,6 +217,7 @@ def bare() -> Summary:
         files=(),
         bytes_breakdown=(),
         frontier=(),
+        frontiers=(),
         learning=(),
         timings=(),
         notes=(),
@@ -327,7 +346,7 @@ def test_page_is_well_formed_and_complete_in_itself(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_every_drawing_is_xml_with_a_title_and_a_description(case: str) -> None:
     found = list(drawings(render(CASES[case]())))
-    assert len(found) == {"realistic": 7, "hostile": 7, "bare": 2}.get(case, len(found))
+    assert len(found) == {"realistic": 8, "hostile": 8, "bare": 2}.get(case, len(found))
     for drawing in found:
         assert drawing.get("role") == "img"
         title, description, *_ = drawing
@@ -417,6 +436,7 @@ def test_missing_parts_are_said_to_be_missing() -> None:
         "No sensitivity is shown",
         "No breakdown of the file size is shown",
         "No frontier is shown",
+        "No frontiers are shown",
         "No learning curve is shown",
         "No activations are listed",
         "Not verified.",
@@ -504,6 +524,37 @@ def test_frontier_shows_the_chosen_plan_where_it_is() -> None:
     axis = svg.log_axis([1.0, 0.001])
     assert point.get("cy") == f"{svg.fixed(100 - axis.at(0.1))}%"
     assert "chosen: 0.100 nats" in curves.frontier(given).replace(words.NBSP, " ")
+
+
+def test_frontiers_show_each_point_and_the_chosen_plan() -> None:
+    given = summary()
+    (drawing,) = drawings(frontiers.frontiers(given))
+    paths = {path.get("class"): path.get("d", "") for path in drawing.iter("path")}
+    assert list(paths) == ["monotone", "layers", "curve"]
+    own = (3.0, given.chosen_loss or 0.0)
+    every = [p for row in given.frontiers for p in row.points]
+    x = svg.linear_axis(1, 8)
+    y = svg.log_axis([v for _, v in [*every, own]])
+    for row, data in zip(given.frontiers, paths.values(), strict=True):
+        found = [tuple(map(float, pair.split())) for pair in re.split("[ML]", data)[1:]]
+        wanted = [(10 * x.at(b), 1000 - 10 * y.at(v)) for b, v in row.points]
+        np.testing.assert_allclose(found, wanted, atol=0.051)
+        assert len(found) == len(row.points)
+    (point,) = drawing.iter("circle")
+    assert point.get("cx") == f"{svg.fixed(x.at(3))}%"
+    assert point.get("cy") == f"{svg.fixed(100 - y.at(own[1]))}%"
+    text = words_of(frontiers.frontiers(given))
+    # the channels' frontier goes through the chosen plan; the monotone one's last point before it
+    # is at 3 bits as well
+    assert "At 3 bits, layers lose 2.00× what channels do, monotone ones 2.50×." in text
+    assert "29,000 plans, not proven the best" in text
+    assert "by layer, all assignments: 15,000 plans" in text
+    # what is not known, or cannot be drawn, is left out
+    some = replace(given, frontiers=(FrontierRow("new", True, 2, ((1.0, 1.0), (2.0, 0.5))),))
+    assert "No frontiers are shown" in frontiers.frontiers(some)
+    few = FrontierRow("layers", True, 3, ((1.0, 1.0), (2.0, 0.5), (3.0, 0.0)))
+    (drawing,) = drawings(frontiers.frontiers(replace(given, frontiers=(few,))))
+    assert [path.get("d", "").count("L") for path in drawing.iter("path")] == [1]
 
 
 def test_learning_curve_has_a_dot_for_every_evaluation() -> None:

@@ -82,11 +82,19 @@ class Frontier:
 
     def choice(self, index: int) -> np.ndarray:
         """int64 [n], the choices of a point."""
-        along = np.empty(len(self.order), dtype=np.int64)
+        return self._along(np.array([index]))[0, self.group]
+
+    def choices(self, items: np.ndarray) -> np.ndarray:
+        """int64 [points, k], the choices of all points for k of the items."""
+        return self._along(np.arange(len(self)))[:, self.group[items]]
+
+    def _along(self, indices: np.ndarray) -> np.ndarray:
+        """int64 [k, groups], the choices of some points."""
+        along = np.empty((len(indices), len(self.order)), dtype=np.int64)
         for item, states in zip(self.order[::-1], reversed(self.trail), strict=True):
-            along[item] = self.columns[item, states.taken[index]]
-            index = int(states.parent[index])
-        return along[self.group]
+            along[:, item] = self.columns[item, states.taken[indices]]
+            indices = states.parent[indices]
+        return along
 
     def plan(self, budget: int) -> Plan:
         """The best of the plans within a budget, in bits.

@@ -28,6 +28,8 @@ from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline.budget import parse_bops, parse_latency
+from bitwright.pipeline.frontiers import Curve, frontiers
+from bitwright.pipeline.frontiers import to_json as frontiers_json
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.pipeline.limits import bops_limit, latency_limit, require_limits
 from bitwright.pipeline.preflight import Preflight, preflight
@@ -54,7 +56,7 @@ from bitwright.pipeline.settings import (
 from bitwright.pipeline.store import Store, write_bytes, write_text
 from bitwright.quantize import Quantized
 from bitwright.task import Task, fingerprint, metric_of
-from bitwright.train import finetune
+from bitwright.train import finetune, hawq_order
 
 STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
 #: bump when a stage computes something else from the same inputs
@@ -503,11 +505,27 @@ class Run:
             self.progress("quantize", 1.0)
         return self._own(artefact.load(path))
 
+    @property
+    def _training(self) -> tuple[int | str, ...]:
+        """What fine-tuning depends on, nothing of it without epochs."""
+        s = self.settings
+        return (s.epochs, s.order) if s.epochs and s.order != "all" else (s.epochs,)
+
+    def _order(self) -> list[str] | None:
+        """Layers one after another, or None for all at once."""
+        if self.settings.order == "all":
+            return None
+        self.progress("order", 0.0)
+        kind, axis = self.task.divergence, self.task.class_axis
+        found = hawq_order(self.corrected, self.calibration, kind=kind, class_axis=axis)
+        self.progress("order", 1.0)
+        return found
+
     @cached_property
     def quantized(self) -> Quantized:
         """Fine-tuned if asked for; `model.safetensors`."""
         path = self.store.path("model.safetensors")
-        key = make_key("finetune", self._quantize_key, self.settings.epochs)
+        key = make_key("finetune", self._quantize_key, *self._training)
         if not self.store.done("finetune", key, path.name):
             with self.store.stage("finetune", key, path.name):
                 found, _ = (
@@ -515,6 +533,7 @@ class Run:
                         self.corrected,
                         self.calibration,
                         epochs=self.settings.epochs,
+                        order=self._order(),
                         kind=self.task.divergence,
                         class_axis=self.task.class_axis,
                         seed=self.settings.seed,
@@ -540,7 +559,7 @@ class Run:
     def onnx(self) -> Path:
         """The ONNX file of what the artefact holds; `model.onnx`."""
         path = self.store.path("model.onnx")
-        key = make_key("export", self._quantize_key, self.settings.epochs)
+        key = make_key("export", self._quantize_key, *self._training)
         quantized = self.quantized
         if not self.store.done("export", key, path.name):
             self.progress("export", 0.0)
@@ -610,6 +629,14 @@ class Run:
                 size = path.stat().st_size
                 found[name] = (judge(self.task, reference, answers), size, bits[name], latency)
         self.progress("judge", 1.0)
+        return found
+
+    @cached_property
+    def frontiers(self) -> tuple[Curve, ...]:
+        """The best plans of every size, by layer and by channel; `frontier.json`."""
+        with self.store.timed("frontiers"):
+            found = frontiers(self.bench, self.plan)
+            write_text(self.store.path("frontier.json"), frontiers_json(found, self.bench))
         return found
 
     def breakdown(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from bitwright.quantize import EDGE_WIDTHS
 from bitwright.quantize.scores import WIDTHS
 
 METHODS = ("channels", "cw-hawq", "layers", "uniform")
+ORDERS = ("all", "hawq")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Settings:
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
         epochs: of fine-tuning.
+        order: of fine-tuning, one of :data:`ORDERS`: all layers at once, or one after another.
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
         max_drop: largest loss of the metric there, in points (1 point = 0.01).
@@ -48,6 +50,7 @@ class Settings:
     method: str = "channels"
     activations: float | None = 8
     epochs: int = 0
+    order: str = "all"
     seed: int = 0
     max_kl: float | None = None
     max_drop: float | None = None
@@ -82,6 +85,8 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(f"skip must be names of layers, not {skip!r}")
     if settings.method not in METHODS:
         raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
+    if settings.order not in ORDERS:
+        raise BitwrightError(f"order {settings.order!r} is unknown; use {', '.join(ORDERS)}")
     bits: Any = settings.activations
     number = isinstance(bits, int | float) and not isinstance(bits, bool)
     if bits is not None and not (number and EDGE_WIDTHS[0] <= bits <= EDGE_WIDTHS[-1]):

@@ -14,6 +14,7 @@ import torch
 from bitwright import allocate, quantize
 from bitwright.deploy import Verification as Found
 from bitwright.network import Layer
+from bitwright.pipeline.frontiers import shown
 from bitwright.pipeline.limits import lines
 from bitwright.pipeline.run import Run
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
@@ -86,8 +87,10 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         (cost / network.weights, overhead + cost // 8, loss)
         for cost, loss in allocate.frontier(problem)
     )
+    frontiers = tuple(shown(c, network.weights, plan.cost) for c in run.frontiers)
     names = ("model.onnx", "model.safetensors", "plan.json", "sensitivity.safetensors")
-    files = tuple((n, run.store.path(n).stat().st_size) for n in (*names, "verify.json"))
+    extra = ("frontier.json", "verify.json")
+    files = tuple((n, run.store.path(n).stat().st_size) for n in (*names, *extra))
     return Summary(
         title=f"{model}, compressed",
         model=model,
@@ -104,6 +107,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         files=files,
         bytes_breakdown=parts,
         frontier=frontier,
+        frontiers=frontiers,
         learning=tuple((e.index, e.value, e.best) for e in run.learning),
         timings=tuple(run.store.timings().items()),
         metric_name=run.task.metric_name,
@@ -128,6 +132,8 @@ def _notes(run: Run) -> tuple[str, ...]:
     if run.network.skipped:
         notes.append(f"left in float: {', '.join(run.network.skipped)}")
     notes += limit_lines(run)
+    if run.limits:
+        notes.append("the frontiers at other sizes leave the bounds beside the budget out")
     details = run.sensitivity.details
     notes.append(
         f"sensitivity: {details.get('estimator')}, {float(details.get('share', 1)):.1%} of the "

@@ -4,7 +4,7 @@ from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
 from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
-from bitwright.quantize.scores import SCORES, Rows, channel_losses
+from bitwright.quantize.scores import SCORES, Rows, channel_losses, layer_eigenvalues
 from bitwright.quantize.simulate import simulate
 from bitwright.quantize.weights import (
     QuantizedLayer,
@@ -30,6 +30,7 @@ __all__ = [
     "edge_problem",
     "edge_tables",
     "float_outputs",
+    "layer_eigenvalues",
     "layer_ties",
     "mean_bits",
     "plan_bits",

@@ -4,6 +4,7 @@ from bitwright.report.density import density_figure, write_density
 from bitwright.report.page import render, write
 from bitwright.report.summary import (
     EdgeRow,
+    FrontierRow,
     LayerRow,
     MethodRow,
     Summary,
@@ -14,6 +15,7 @@ from bitwright.report.summary import (
 
 __all__ = [
     "EdgeRow",
+    "FrontierRow",
     "LayerRow",
     "MethodRow",
     "Summary",

@@ -76,10 +76,9 @@ def frontier(summary: Summary) -> str:
         return absent("No frontier is shown: predicted losses at other sizes were not computed.")
     points.sort()
     chosen = summary.chosen
-    losses = [row.loss for row in summary.layers]
-    loss = math.fsum(v for v in losses if v is not None)
+    loss = summary.chosen_loss or 0.0
     own = None
-    if chosen is not None and loss > 0 and math.isfinite(loss) and None not in losses:
+    if chosen is not None and loss > 0 and math.isfinite(loss):
         own = (float(chosen.bytes), loss)
     drawn = [*points, own] if own else points
     x = svg.linear_axis(min(p[0] for p in drawn), max(p[0] for p in drawn), bytes_mark, 5)

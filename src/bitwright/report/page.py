@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from bitwright.report import curves, figures, words
+from bitwright.report import curves, figures, frontiers, words
 from bitwright.report.summary import Summary
 
 #: nothing may be loaded and no script may run, whatever a name in the summary contains
@@ -40,6 +40,7 @@ def render(summary: Summary) -> str:
             "layer_bytes": Markup(figures.layer_bytes(summary)),
             "waterfall": Markup(curves.waterfall(summary)),
             "frontier": Markup(curves.frontier(summary)),
+            "frontiers": Markup(frontiers.frontiers(summary)),
             "learning": Markup(curves.learning(summary)),
         },
         mismatch=size_mismatch(summary),

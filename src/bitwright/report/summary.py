@@ -7,6 +7,7 @@ and other programs can read the numbers.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +105,23 @@ class MethodRow:
 
 
 @dataclass(frozen=True)
+class FrontierRow:
+    """The best plans of one kind at every size, or as many of them as a drawing shows.
+
+    Attributes:
+        name: `channels`, `layers` or `layers, monotone`.
+        exact: whether no plan of that kind betters any of all points.
+        count: of all points.
+        points: (bits per weight, predicted loss), rising in the one and falling in the other.
+    """
+
+    name: str
+    exact: bool
+    count: int
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class Verification:
     """The exported file in the runtime against the integer reference.
 
@@ -145,6 +163,7 @@ class Summary:
         bytes_breakdown: (label, bytes); the first is the float file, the others are the parts of
             the chosen file and add up to it.
         frontier: (mean bits, bytes, predicted loss) of optimal plans; bytes as in `methods`.
+        frontiers: by channel and by layer, against the bits of a weight.
         learning: (evaluation, divergence, best so far) of a search; empty for others.
         timings: (stage, seconds).
         metric_name: of the metric in `methods`.
@@ -167,6 +186,7 @@ class Summary:
     files: tuple[tuple[str, int], ...] = ()
     bytes_breakdown: tuple[tuple[str, int], ...] = ()
     frontier: tuple[tuple[float, int, float], ...] = ()
+    frontiers: tuple[FrontierRow, ...] = ()
     learning: tuple[tuple[int, float, float], ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
     metric_name: str = "top-1"
@@ -177,6 +197,12 @@ class Summary:
     def chosen(self) -> MethodRow | None:
         """The method whose files were written."""
         return next((m for m in self.methods if m.chosen), None)
+
+    @property
+    def chosen_loss(self) -> float | None:
+        """Predicted loss of the chosen plan, where it is known of all layers."""
+        losses = [row.loss for row in self.layers if row.loss is not None]
+        return math.fsum(losses) if losses and len(losses) == len(self.layers) else None
 
     @property
     def original(self) -> MethodRow | None:

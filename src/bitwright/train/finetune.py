@@ -4,13 +4,14 @@ The stored weight of a row is `s · (clip(round(w/s + z/2)) − z/2)` of a laten
 gradient passes to w unchanged where nothing was clipped (Bengio et al., arXiv 1308.3432), and to
 the step s as in LSQ (Esser et al., arXiv 1902.08153). The loss is KL(float ‖ quantized): no labels.
 Bits and zero points stay; latent weights, steps and biases move. The result is taken only where the
-KL on held-out rows says that it is better.
+KL on held-out rows says that it is better. All layers are quantized at once, or one after another
+(:mod:`bitwright.train.order`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.fx import Node
 
 from bitwright.arith.grid import Grid, quantize, round_scale
 from bitwright.curvature.divergence import flat, per_sample
-from bitwright.network import join, outputs, run
+from bitwright.network import Layer, join, outputs, run
 from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer, simulate
+from bitwright.train.order import stages
 
 
 def finetune(
@@ -29,6 +31,7 @@ def finetune(
     x: Tensor,
     *,
     epochs: int,
+    order: Sequence[str] | None = None,
     kind: str = "kl",
     class_axis: int = 1,
     batch: int = 64,
@@ -44,6 +47,8 @@ def finetune(
         quantized: the corrected network; left as it is.
         x: [n, ...] calibration rows; the last `held_out` share decides, the others train.
         epochs: passes over the training rows; 0 returns the network as it is.
+        order: names of all layers as they are to be quantized one after another; None for all at
+            once. See :func:`bitwright.train.stages` for when each one's turn is.
         kind, class_axis: of the divergence.
         batch: rows in a step.
         rate: Adam's learning rate relative to a layer's mean step; falls along a cosine.
@@ -53,7 +58,8 @@ def finetune(
         progress: called with the finished fraction.
 
     Returns:
-        The best network, and the held-out divergence before and after each epoch.
+        The best network, and the held-out divergence before and after each epoch: of the whole
+        quantized network, layers whose turn has not come as they were given.
     """
     count = max(1, round(len(x) * held_out))
     train, judge = x[:-count], x[-count:]
@@ -65,14 +71,18 @@ def finetune(
 
     best, history = quantized, [value(quantized)]
     state = _Latent(quantized, device)
-    optimizer = torch.optim.Adam(state.groups(rate), betas=(0.9, 0.99))
     steps = max(1, len(train) // batch)
+    names = [layer.name for layer in quantized.network.layers]
+    turns = {0: names} if order is None else stages(order, epochs * steps)
+    optimizer = torch.optim.Adam(state.groups(rate), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * steps))
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        order = torch.randperm(len(train), generator=generator)
+        shuffled = torch.randperm(len(train), generator=generator)
         for step in range(steps):
-            rows = order[step * batch : (step + 1) * batch]
+            if epoch * steps + step in turns:
+                state.enter(turns[epoch * steps + step])
+            rows = shuffled[step * batch : (step + 1) * batch]
             wanted, given = teacher[rows].to(device), train[rows].to(device)
             with torch.enable_grad():
                 loss = _loss(wanted, state.forward(given), kind, class_axis)
@@ -98,12 +108,16 @@ def _loss(reference: Tensor, found: Tensor, kind: str, class_axis: int) -> Tenso
 
 
 class _Latent:
-    """Latent weights, log steps and biases of every layer, as leaves of the training graph."""
+    """Latent weights, log steps and biases of every layer, as leaves of the training graph.
+
+    Layers are float until they :meth:`enter`.
+    """
 
     def __init__(self, quantized: Quantized, device: str) -> None:
         self.quantized = quantized
         network = quantized.network
         self.network = network.to(device)
+        self.entered: list[Layer] = []
         self.grids: dict[str, Grid] = {}
         self.weight: dict[str, Tensor] = {}
         self.log_step: dict[str, Tensor] = {}
@@ -125,6 +139,10 @@ class _Latent:
                 *(t.to(device) for t in (stored.grid.bits, stored.grid.scale, stored.grid.zero))
             )
 
+    def enter(self, names: Sequence[str]) -> None:
+        """Quantize these layers from now on."""
+        self.entered += [la for la in self.quantized.network.layers if la.name in names]
+
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameter groups: weights move in units of their layer's step."""
         found: list[dict[str, Any]] = []
@@ -140,7 +158,7 @@ class _Latent:
         network, edges = self.network, self.quantized.edges
         group = {e.name: e.group for e in network.edges}
         constants: dict[str, Tensor] = {}
-        for layer in network.layers:
+        for layer in self.entered:
             grid = self.grids[layer.name]
             weight = _straight(self.weight[layer.name], self.log_step[layer.name], grid)
             constants[layer.weight] = weight.reshape(layer.shape)
@@ -157,9 +175,9 @@ class _Latent:
 
     def stored(self) -> Quantized:
         """The network these latents stand for, steps rounded to float16."""
-        layers = {}
-        for layer in self.quantized.network.layers:
-            old = self.quantized.layers[layer.name]
+        layers = dict(self.quantized.layers)
+        for layer in self.entered:
+            old = layers[layer.name]
             scale = round_scale(self.log_step[layer.name].detach().cpu().exp())
             grid = replace(old.grid, scale=scale)
             codes = quantize(self.weight[layer.name].detach().cpu(), grid)
