@@ -49,7 +49,19 @@ BudgetText = Annotated[
     str | None,
     typer.Option("--budget", help="3bit (mean), 12.5% of the float file, or 180KB. Default 3bit."),
 ]
-Method = Annotated[str, typer.Option(help="channels, cw-hawq, layers or uniform.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="From predicted losses: channels, layers, uniform, hawq (V1), pareto (HAWQ-V2), ilp "
+        "(HAWQ-V3). By evaluating plans: cw-hawq, local-moves, cross-entropy, random-ratios, haq."
+    ),
+]
+Score = Annotated[
+    str,
+    typer.Option(
+        help="Predicted loss of a channel: trace, actual-error, eigenvalue, fisher or measured."
+    ),
+]
 MaxDrop = Annotated[
     float | None, typer.Option(help="Smallest file that loses at most so many points.")
 ]
@@ -67,7 +79,7 @@ ProfileFile = Annotated[
     typer.Option("--profile", help="profile.json of `bitwright profile`, with those times."),
 ]
 Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
-Activations = Annotated[str, typer.Option(help="Mean bits of activations, 2 to 8, or float.")]
+Activations = Annotated[str, typer.Option(help="Mean bits, 2 to 8; auto (with --max-bops); float.")]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Order = Annotated[
     str,
@@ -78,7 +90,11 @@ Skip = Annotated[
     list[str] | None,
     typer.Option(help="Layer to leave in float (a name, or a prefix ending in .)."),
 ]
-Evaluations = Annotated[int, typer.Option(help="Plans that cw-hawq evaluates.")]
+Evaluations = Annotated[int, typer.Option(help="Plans that a search evaluates.")]
+Batch = Annotated[int, typer.Option(help="Plans that a search proposes at a time.")]
+Processes = Annotated[
+    int, typer.Option(help="That evaluate a batch; 0: as many as there are cores.")
+]
 Rows = Annotated[int, typer.Option("--calibration-rows", help="Used at most.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda: where measuring and fine-tuning run.")]
 Threads = Annotated[int, typer.Option(help="Of the runtime; 0: as it chooses.")]
@@ -88,7 +104,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
-    "max_bops", "max_latency", "profile",
+    "max_bops", "max_latency", "profile", "score", "batch", "processes",
 )  # fmt: skip
 
 
@@ -104,6 +120,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         task: TaskSpec = None,
         budget: BudgetText = None,
         method: Method = "channels",
+        score: Score = "trace",
         max_drop: MaxDrop = None,
         max_kl: MaxKl = None,
         overrides: Overrides = None,
@@ -113,6 +130,8 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         seed: Seed = 0,
         skip: Skip = None,
         evaluations: Evaluations = 150,
+        batch: Batch = 1,
+        processes: Processes = 0,
         calibration_rows: Rows = 1024,
         device: Device = "cpu",
         max_bops: MaxBops = None,
@@ -219,14 +238,14 @@ def _remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, 
 
 def _may_be(name: str, value: object) -> bool:
     """Whether an option can have this value."""
-    if name in ("epochs", "seed", "evaluations", "calibration_rows"):
+    if name in ("epochs", "seed", "evaluations", "batch", "processes", "calibration_rows"):
         return isinstance(value, int) and not isinstance(value, bool)
     if name == "skip":
         return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     if name in ("max_drop", "max_kl"):
         return value is None or isinstance(value, int | float)
     return isinstance(value, str) or (
-        value is None and name not in ("method", "activations", "order", "device")
+        value is None and name not in ("method", "score", "activations", "order", "device")
     )
 
 
@@ -244,13 +263,15 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     from bitwright.pipeline.settings import Settings, check_settings, read_overrides
     from bitwright.task import assemble, load_task
 
-    activations = None
-    if given["activations"] != "float":
+    activations: float | str | None = None
+    if given["activations"] == "auto":
+        activations = "auto"
+    elif given["activations"] != "float":
         try:
             activations = float(given["activations"])
         except ValueError:
             raise BitwrightError(
-                f"--activations must be 2 to 8 or float, not {given['activations']!r}"
+                f"--activations must be 2 to 8, auto or float, not {given['activations']!r}"
             ) from None
     goal = given["budget"]
     if goal is None and given["max_kl"] is None and given["max_drop"] is None:
@@ -259,6 +280,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
         Settings(
             budget=None if goal is None else parse_budget(goal),
             method=given["method"],
+            score=given["score"],
             activations=activations,
             epochs=given["epochs"],
             order=given["order"],
@@ -268,6 +290,8 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             overrides=read_overrides(Path(given["overrides"])) if given["overrides"] else {},
             skip=tuple(given["skip"] or ()),
             evaluations=given["evaluations"],
+            batch=given["batch"],
+            processes=given["processes"],
             calibration_rows=given["calibration_rows"],
             device=given["device"],
             max_bops=given["max_bops"],
@@ -487,7 +511,8 @@ def _defaults() -> dict[str, Any]:
     """Options of a run that nobody typed."""
     return dict.fromkeys(_REMEMBERED) | {
         "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
-        "evaluations": 150, "calibration_rows": 1024, "device": "cpu",
+        "evaluations": 150, "batch": 1, "processes": 0, "calibration_rows": 1024, "device": "cpu",
+        "score": "trace",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,14 @@ def test_no_name_becomes_code(attack: Callable[[str], Any], tmp_path: Path):
         with pytest.raises(BitwrightError):  # the output reads `x`, which is not there
             from_json(program, parameters)
     assert not mark.exists()
+
+
+def test_a_network_goes_to_another_process_and_computes_the_same() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(16, 5))
+    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    network = build(model.eval(), x)
+    again = pickle.loads(pickle.dumps(network))
+    assert again.layers == network.layers and again.edges == network.edges
+    assert torch.equal(again.module(x), network.module(x))
+    names = [[n.name for n in some.module.graph.nodes] for some in (again, network)]
+    assert names[0] == names[1]

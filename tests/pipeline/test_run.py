@@ -211,7 +211,7 @@ def test_nothing_is_measured_twice(start: Any, monkeypatch: pytest.MonkeyPatch):
 
     first = start().onnx.read_bytes()
     with monkeypatch.context() as patch:
-        for name in ("finetune", "search_ratios", "solve"):
+        for name in ("finetune", "search_plans", "solve"):
             patch.setattr(stages, name, never)
         patch.setattr(curvature, "gauss_newton", never)
         patch.setattr(stages.onnx_file, "save", never)

@@ -26,7 +26,7 @@ from bitwright.allocate.problem import Bounds, Limit, Problem
 #: turns at most, and halvings of the factor on the prices that makes the first plan fit
 _TURNS, _HALVINGS = 20, 30
 #: items up to which single activations are moved as well
-_FEW = 40
+_FEW = 20
 
 
 def joint(whole: Problem, solve: Callable[[Problem], np.ndarray]) -> np.ndarray:

@@ -1,12 +1,13 @@
 """What a plan costs beside its size: bit operations, and seconds measured on this machine."""
 
-from bitwright.cost.bops import bops_per_bit
+from bitwright.cost.bops import FLOAT_BITS, bops_per_bit, mac_pairs
 from bitwright.cost.latency import measure
 from bitwright.cost.profile import profile
 from bitwright.cost.shapes import LayerShape, calls
 from bitwright.cost.table import Machine, Profile, Row, Timing, Whole, latencies, read, write
 
 __all__ = [
+    "FLOAT_BITS",
     "LayerShape",
     "Machine",
     "Profile",
@@ -16,6 +17,7 @@ __all__ = [
     "bops_per_bit",
     "calls",
     "latencies",
+    "mac_pairs",
     "measure",
     "profile",
     "read",

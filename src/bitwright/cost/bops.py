@@ -18,6 +18,31 @@ from bitwright.network import Network
 FLOAT_BITS = 32
 
 
+def mac_pairs(network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply-accumulates of each channel with each group of edges, for one input row.
+
+    Returns:
+        int64 [n, groups], groups by rising number; int64 [n], those with float inputs: of a layer
+        whose input is no edge.
+    """
+    nodes = {n.name: n for n in network.module.graph.nodes}
+    groups = sorted({e.group for e in network.edges})
+    place = {e.name: groups.index(e.group) for e in network.edges}
+    stored, loose = [], []
+    for layer in network.layers:
+        row, other = np.zeros(len(groups), dtype=np.int64), 0
+        for name in layer.calls:
+            node = nodes[name]
+            macs = math.prod(node.meta["row_shape"]) // layer.rows * layer.fan_in
+            if node.args[0].name in place:
+                row[place[node.args[0].name]] += macs
+            else:
+                other += macs
+        stored.append(np.tile(row, (layer.rows, 1)))
+        loose.append(np.full(layer.rows, other, dtype=np.int64))
+    return np.concatenate(stored), np.concatenate(loose)
+
+
 def bops_per_bit(network: Network, activations: int | Mapping[int, int] | None = 8) -> np.ndarray:
     """Bit operations of each channel for each bit of its weights: `MACs_c · b_a`, int64 [n].
 
@@ -29,17 +54,11 @@ def bops_per_bit(network: Network, activations: int | Mapping[int, int] | None =
         activations: bits of all edges, or of each group; None for float, which counts 32. A layer
             whose input is no edge reads float.
     """
-    nodes = {n.name: n for n in network.module.graph.nodes}
-    width: dict[str, int] = {}
-    if activations is not None:
-        for e in network.edges:
-            width[e.name] = activations if isinstance(activations, int) else activations[e.group]
-    found = []
-    for layer in network.layers:
-        total = 0
-        for name in layer.calls:
-            node = nodes[name]
-            macs = math.prod(node.meta["row_shape"]) // layer.rows * layer.fan_in
-            total += macs * width.get(node.args[0].name, FLOAT_BITS)
-        found.append(np.full(layer.rows, total, dtype=np.int64))
-    return np.concatenate(found)
+    stored, loose = mac_pairs(network)
+    groups = sorted({e.group for e in network.edges})
+    if isinstance(activations, Mapping):
+        widths = np.array([activations[g] for g in groups], dtype=np.int64)
+    else:
+        width = FLOAT_BITS if activations is None else activations
+        widths = np.full(len(groups), width, dtype=np.int64)
+    return stored @ widths + loose * FLOAT_BITS

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bitwright.errors import BitwrightError
+from bitwright.network import program
 from bitwright.network.capture import attribute, capture, set_attribute
 from bitwright.network.ops import (
     CLIPS,
@@ -125,6 +126,17 @@ class Network:
                 node.kwargs = {**node.kwargs, "device": place}
         module.recompile()
         return replace(self, module=module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: the graph as a program, which torch.fx would trace again."""
+        reads = [n.target for n in self.module.graph.nodes if n.op == "get_attr"]
+        tensors = {name: self.tensor(name).detach() for name in reads}
+        return {**vars(self), "module": (program.to_json(self.module), tensors)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            found = program.from_json(*value) if name == "module" else value
+            object.__setattr__(self, name, found)
 
 
 def doubled(network: Network) -> Network | None:

@@ -1,7 +1,8 @@
 """The main job: all stages, in order, resumable."""
 
 from bitwright.pipeline.compress import Result, compress, finish, load
+from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.run import STAGES, Run
-from bitwright.pipeline.settings import METHODS, Settings
+from bitwright.pipeline.settings import Settings
 
 __all__ = ["METHODS", "STAGES", "Result", "Run", "Settings", "compress", "finish", "load"]

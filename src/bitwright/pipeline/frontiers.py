@@ -52,8 +52,8 @@ def frontiers(bench: Workbench, plan: Plan) -> tuple[Curve, ...]:
     The first two are the whole frontiers; by channel the knapsack is solved at thirty budgets.
     Cost: below a second for ResNet-20, about three for MobileNetV2.
     """
-    problem = bench.problem(plan.budget).with_limits()
-    tied = problem.with_ties(bench.layer_ties())
+    problem = bench.weights(plan.budget).with_limits()
+    tied = problem.with_ties(bench.layer_ties()[: len(problem.names)])
     layer = quantize.layer_ties(bench.network)
     mean = np.array(
         [bench.sensitivity.layers[la.name].value.sum() / la.weights for la in bench.network.layers]

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from bitwright import allocate, cost, curvature, quantize
-from bitwright.allocate import Limit, Plan, Problem
+from bitwright.allocate import Limit, Plan, Problem, Product
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
@@ -31,7 +32,8 @@ from bitwright.pipeline.budget import parse_bops, parse_latency
 from bitwright.pipeline.frontiers import Curve, frontiers
 from bitwright.pipeline.frontiers import to_json as frontiers_json
 from bitwright.pipeline.judge import Judgement, answers_of, judge
-from bitwright.pipeline.limits import bops_limit, latency_limit, require_limits
+from bitwright.pipeline.limits import bops_limit, bops_product, latency_limit, require_limits
+from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.preflight import Preflight, preflight
 from bitwright.pipeline.search import (
     REWARD_CORRECTION_ROWS,
@@ -42,12 +44,11 @@ from bitwright.pipeline.search import (
     bits_for_quality,
     require_bytes,
     require_within,
-    search_ratios,
+    search_plans,
     solve,
     within_error,
 )
 from bitwright.pipeline.settings import (
-    METHODS,
     Settings,
     apply_overrides,
     check_settings,
@@ -187,7 +188,8 @@ class Run:
             self._labels_and_metric()
         timed = s.max_latency is not None and s.profile is None  # in the folder, later
         if not self._mixed:  # those widths wait for the curvature
-            require_limits(self.network, self.bounds, self._bops if timed else self.limits)
+            limits = self._bops if timed else self.limits
+            require_limits(self.network, self.bounds, limits, self.product)
         if s.budget is None:
             return
         if s.budget.mean_bits is not None:
@@ -229,12 +231,21 @@ class Run:
     @cached_property
     def _bops(self) -> tuple[Limit, ...]:
         s = self.settings
-        if s.max_bops is None:
+        if s.max_bops is None or s.activations == "auto":
             return ()
         widths: Any = None if s.activations is None else int(s.activations)
         if self._mixed:
             widths = {g: grid.bits for g, grid in self.edges.items()}
         return (bops_limit(self.network, parse_bops(s.max_bops), widths),)
+
+    @cached_property
+    def product(self) -> Product | None:
+        """The bound on bit operations where activations are free."""
+        s = self.settings
+        if s.activations != "auto":
+            return None
+        assert s.max_bops is not None
+        return bops_product(self.network, parse_bops(s.max_bops))
 
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
@@ -246,8 +257,9 @@ class Run:
         s, found = self.settings, self._bops
         if s.max_latency is not None:
             bound = parse_latency(s.max_latency)
-            found = (*found, latency_limit(self.network, self.times, bound, s.activations))
-        require_limits(self.network, self.bounds, found)
+            stored = s.activations is not None
+            found = (*found, latency_limit(self.network, self.times, bound, stored))
+        require_limits(self.network, self.bounds, found, self.product)
         return found
 
     @cached_property
@@ -291,7 +303,7 @@ class Run:
     def _mixed(self) -> bool:
         """Whether activations get widths of their own, by curvature."""
         bits = self.settings.activations
-        return bits is not None and bits < 8 and self.settings.method != "uniform"
+        return isinstance(bits, int | float) and bits < 8 and self.settings.method != "uniform"
 
     @cached_property
     def _calibrated(self) -> dict[int, quantize.EdgeGrid]:
@@ -299,6 +311,7 @@ class Run:
         bits = self.settings.activations
         if bits is None:
             return {}
+        bits = 8 if bits == "auto" else bits
         return quantize.calibrate(
             self.network,
             self.calibration[:CALIBRATION_ROWS],
@@ -308,36 +321,76 @@ class Run:
         )
 
     @cached_property
-    def edges(self) -> dict[int, quantize.EdgeGrid]:
-        """Grids of the activations; none if they stay float."""
-        bits = self.settings.activations
-        if bits is None or not self._mixed:
-            return self._calibrated
-        tables = quantize.edge_tables(
+    def _edge_tables(self) -> dict[int, quantize.EdgeTable]:
+        """Grids of the activations at all widths, and their errors."""
+        return quantize.edge_tables(
             self.network,
             self.calibration[:CALIBRATION_ROWS],
             chunk=_chunk(self.network),
             progress=partial(self.progress, "calibrate activations"),
         )
+
+    @cached_property
+    def edges(self) -> dict[int, quantize.EdgeGrid]:
+        """Grids of the activations; none if they stay float."""
+        bits = self.settings.activations
+        if bits == "auto":
+            return self.bench.grids(self.plan)
+        if not self._mixed:
+            return self._calibrated
+        assert isinstance(bits, int | float)
+        tables = self._edge_tables
         problem = quantize.edge_problem(self.network, self.sensitivity, tables, bits)
         widths = allocate.knapsack(problem).bits.tolist()
         return {g: tables[g].grids[b] for g, b in zip(sorted(tables), widths, strict=True)}
 
     @cached_property
+    def losses(self) -> dict[str, np.ndarray] | None:
+        """Predicted losses by another score than the trace; `scores.safetensors`."""
+        s = self.settings
+        if s.score == "trace":
+            return None
+        key = make_key("score", self.base_key, s.score, self._labels_key)
+        path = self.store.path("scores.safetensors")
+        if not self.store.done("score", key, path.name):
+            with self.store.stage("score", key, path.name):
+                self.progress("score", 0.0)
+                found = quantize.channel_losses(
+                    s.score, self.network, self.sensitivity, self.tables, rows=self._rows
+                )
+                tensors = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}
+                write_bytes(path, safetensors.torch.save(tensors))
+                self.progress("score", 1.0)
+        return {name: loss.numpy() for name, loss in safetensors.torch.load_file(path).items()}
+
+    @property
+    def _rows(self) -> quantize.Rows:
+        """The calibration rows, with their labels where there are any."""
+        labels = self.task.calibration_labels
+        if labels is not None:
+            generator = torch.Generator().manual_seed(self.settings.seed)
+            order = torch.randperm(len(self.task.calibration), generator=generator)
+            labels = labels[order[: self.settings.calibration_rows]]
+        return quantize.Rows(self.calibration, labels, self.task.divergence, self.task.class_axis)
+
+    @cached_property
     def bench(self) -> Workbench:
         """Grids of weights and edges, and what correction needs."""
         limits = self.limits  # first: they may be infeasible, and what follows is slow
+        product = self.product
         return Workbench(
             self.network,
             self.sensitivity,
             self.tables,
-            self.edges,
+            self.edges if product is None else {},
             self.calibration,
             self.task.divergence,
             self.task.class_axis,
             self.bounds,
             self.pool,
             limits,
+            self.losses,
+            None if product is None else (self._edge_tables, product),
         )
 
     @property
@@ -347,14 +400,16 @@ class Run:
             "search",
             self.base_key,
             s.method,
+            s.score,
             s.activations,
             s.budget,
             s.max_kl,
             s.max_drop,
             json.dumps(s.overrides, sort_keys=True),
-            s.evaluations if s.method == "cw-hawq" else 0,
+            (s.evaluations, s.batch) if METHODS[s.method].search else 0,
             self._labels_key if s.max_drop is not None else "",
             *(part for li in self.limits for part in (li.name, li.unit, li.bound, li.cost)),
+            "" if self.product is None else self.product.bound,
         )
 
     @property
@@ -378,8 +433,8 @@ class Run:
             return _read_plan(path, problem)
         with self.store.stage("search", key, path.name):
             budget_bits = self._budget_bits()
-            if self.settings.method == "cw-hawq":
-                result = self._search_ratios(budget_bits, f"search-{key[:12]}")
+            if METHODS[self.settings.method].search:
+                result = self._search_plans(budget_bits, f"search-{key[:12]}")
                 found, self.learning = result.plan, result.history
                 table = [[e.index, e.value, e.best] for e in result.history]
                 write_text(
@@ -395,17 +450,17 @@ class Run:
         """Share of the weights whose width is inside the traces' error, where it can be told."""
         return within_error(self.bench, self.plan)
 
-    def _search_ratios(self, budget_bits: int, name: str) -> SearchResult:
-        """CW-HAWQ's best plan; where bytes count, with a file that fits them.
+    def _search_plans(self, budget_bits: int, name: str) -> SearchResult:
+        """A search's best plan; where bytes count, with a file that fits them.
 
-        The budget in bits comes from the knapsack's plan. Another mix of widths needs another
+        The budget in bits comes from the plan it sets out from. Another mix of widths needs another
         graph, so the file is measured, and the search repeated with what it is too large by.
         """
         count = self.settings.evaluations
         target = self._target_bytes
         least = self.bounds.range(self.network)[0]
         for attempt in range(4):
-            result = search_ratios(
+            result = search_plans(
                 self.bench,
                 self.settings,
                 budget_bits,
@@ -418,13 +473,14 @@ class Run:
             if attempt == 0:
                 first = budget_bits
             budget_bits = max(least, budget_bits - 8 * excess - 64)
-        # the knapsack's own plan, which fits and which every search starts from
-        plan = replace(solve(self.bench, "channels", first), method="cw-hawq")
+        # the plan that every search starts from fits
+        method = self.settings.method
+        plan = replace(solve(self.bench, method, first), method=method)
         return SearchResult(plan, self.bench.reward(plan), result.history)
 
     def _read_learning(self, key: str) -> tuple[Evaluation, ...]:
         path = self.store.path("learning.json")
-        if self.settings.method != "cw-hawq" or not path.is_file():
+        if not METHODS[self.settings.method].search or not path.is_file():
             return ()
         try:
             found = json.loads(path.read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,16 +11,18 @@ import numpy as np
 from torch import Tensor
 
 from bitwright import allocate, quantize
-from bitwright.allocate import Limit, Plan, Problem
+from bitwright.allocate import Limit, Plan, Problem, Product
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity
 from bitwright.curvature.divergence import per_sample
 from bitwright.deploy import onnx_file
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, outputs
+from bitwright.pipeline.methods import METHODS
+from bitwright.pipeline.processes import evaluators
 from bitwright.pipeline.settings import Settings
-from bitwright.quantize import EdgeGrid, Quantized, WeightTable
-from bitwright.quantize.scores import WIDTHS
+from bitwright.quantize import EdgeGrid, EdgeTable, Quantized, WeightTable
+from bitwright.quantize.scores import EIGENVALUE_ROWS, WIDTHS
 
 #: rows the correction looks at, and rows that judge a plan
 CORRECTION_ROWS, HELD_OUT_ROWS = 256, 768
@@ -152,6 +154,9 @@ class Workbench:
         bounds: what overrides leave to choose.
         pool: [m, ...] further calibration rows, which a search is rewarded on.
         limits: bounds beside the budget.
+        losses: layer name -> predicted losses [rows, 8]; by trace where not given.
+        free: grids of all activations at all widths and the bound on BOPs, where plans choose
+            those widths as well; `edges` is empty then.
     """
 
     network: Network
@@ -164,25 +169,66 @@ class Workbench:
     bounds: Bounds
     pool: Tensor
     limits: tuple[Limit, ...] = ()
+    losses: Mapping[str, np.ndarray] | None = None
+    free: tuple[Mapping[int, EdgeTable], Product] | None = None
+    _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
     _reward: Tensor | None = None
 
     def problem(self, budget_bits: int) -> Problem:
+        """One item a channel, behind them the activations where they are free."""
+        problem = self.weights(budget_bits)
+        if self.free is None:
+            return problem
+        return quantize.with_activations(problem, self._activations(), self.free[1])
+
+    def weights(self, budget_bits: int) -> Problem:
         """One item a channel, ties of the overrides and the limits applied."""
         problem = quantize.channel_problem(
-            self.network, self.sensitivity, self.tables, budget_bits, self.bounds.allowed
+            self.network,
+            self.sensitivity,
+            self.tables,
+            budget_bits,
+            self.bounds.allowed,
+            score=self.losses or "trace",
         )
         count = np.bincount(self.bounds.root, minlength=len(self.network.layers))
-        owner = self.layer_ties()
+        owner = self.bounds.root[quantize.layer_ties(self.network)]
         tie = np.arange(len(problem.names))
         for first in np.flatnonzero(count > 1):
             tie[owner == first] = tie[owner == first].min()
         return problem.with_ties(tie).with_limits(*self.limits)
 
+    def _activations(self) -> Problem:
+        assert self.free is not None
+        return quantize.edge_problem(self.network, self.sensitivity, self.free[0], 8)
+
     def layer_ties(self) -> np.ndarray:
-        """One tie id for all channels of a layer and of those tied to it."""
-        return self.bounds.root[quantize.layer_ties(self.network)]
+        """One tie id for all channels of a layer and of those tied to it; activations each one."""
+        ties = self.bounds.root[quantize.layer_ties(self.network)]
+        count = 0 if self.free is None else len(self.free[0])
+        return np.concatenate([ties, len(self.network.layers) + np.arange(count)])
+
+    def order(self) -> np.ndarray:
+        """Items by falling sensitivity: channels, then activations."""
+        order = quantize.trace_order(self.network, self.sensitivity, self.tables)
+        if self.free is None:
+            return order
+        return np.concatenate([order, len(order) + quantize.edge_order(self._activations())])
+
+    def eigenvalues(self) -> dict[str, float]:
+        """Layer -> top eigenvalue of its block."""
+        if self._eigenvalues is None:
+            rows = quantize.Rows(
+                self.calibration[:EIGENVALUE_ROWS], None, self.kind, self.class_axis
+            )
+            self._eigenvalues = quantize.layer_eigenvalues(self.network, rows)
+        return self._eigenvalues
+
+    def grids(self, plan: Plan) -> dict[int, EdgeGrid]:
+        """Grids of the activations under a plan."""
+        return self.edges if self.free is None else quantize.edge_grids(self.free[0], plan)
 
     def _reference(self, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
         rows = min(rows, quantize.rows_that_fit(self.network), max(4, len(self.calibration) // 2))
@@ -199,7 +245,7 @@ class Workbench:
         x, reference = self._reference(rows)
         bits = quantize.plan_bits(self.network, plan)
         layers = quantize.round_weights(self.network, self.tables, bits)
-        return quantize.correct(self.network, layers, self.edges, x, reference)
+        return quantize.correct(self.network, layers, self.grids(plan), x, reference)
 
     def held_out(self) -> Tensor:
         """Calibration rows that the correction never sees."""
@@ -212,7 +258,7 @@ class Workbench:
         return float(self.samples(plan)[0].mean())
 
     def reward(self, plan: Plan) -> float:
-        """What CW-HAWQ minimizes: `T² E[KL(softmax(y/T) ‖ softmax(y_q/T))]` over pool rows, T = 8.
+        """What searches minimize: `T² E[KL(softmax(y/T) ‖ softmax(y_q/T))]` over pool rows, T = 8.
 
         A few rows whose answer flips decide the plain mean of the KL; softened answers, as in
         distillation, show on every row how far the logits moved. Among good plans it correlates
@@ -238,20 +284,12 @@ class Workbench:
     def onnx_bytes(self, plan: Plan) -> int:
         """Size of the ONNX file of a plan (corrections do not change it)."""
         bits = quantize.plan_bits(self.network, plan)
-        return onnx_bytes(self.network, self.tables, self.edges, bits)
+        return onnx_bytes(self.network, self.tables, self.grids(plan), bits)
 
 
 def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
-    """The plan of a method that needs no evaluations."""
-    return _solve(bench, method, bench.problem(budget_bits))
-
-
-def _solve(bench: Workbench, method: str, problem: Problem) -> Plan:
-    if method == "uniform":
-        return allocate.uniform(problem.with_ties(np.arange(len(problem.names))))
-    if method == "layers":
-        return allocate.layers(problem, bench.layer_ties())
-    return allocate.knapsack(problem)
+    """The plan of a method that needs no evaluations; of a search, what it sets out from."""
+    return METHODS[method].solve(bench, bench.problem(budget_bits))
 
 
 def within_error(bench: Workbench, plan: Plan, draws: int = 4, seed: int = 0) -> float | None:
@@ -264,48 +302,55 @@ def within_error(bench: Workbench, plan: Plan, draws: int = 4, seed: int = 0) ->
         bench: of the plan; plan: of a method that reads traces alone, None is returned otherwise.
         draws: times asked; seed: of the errors.
     """
-    if plan.method not in ("channels", "layers"):
+    if plan.method not in ("channels", "layers") or bench.losses is not None:
         return None
     problem = bench.problem(plan.budget)
     found = [bench.sensitivity.layers[layer.name] for layer in bench.network.layers]
     value = np.concatenate([e.value for e in found])
     error = np.sqrt(np.concatenate([e.variance for e in found]))
     relative = np.divide(error, value, out=np.zeros_like(value), where=value > 0)
+    relative = np.append(relative, np.zeros(len(problem.names) - len(relative)))  # of weights alone
     size = problem.cost[:, 0] / problem.choices[0]
     generator = np.random.default_rng(seed)
     shares = []
     for _ in range(draws):
         factor = np.maximum(1 + relative * generator.standard_normal(len(relative)), 0)
         moved = replace(problem, loss=problem.loss * factor[:, None])
-        other = _solve(bench, plan.method, moved)
+        other = METHODS[plan.method].solve(bench, moved)
         shares.append(size[other.choice != plan.choice].sum() / size.sum())
     return float(np.mean(shares))
 
 
-def search_ratios(
+def search_plans(
     bench: Workbench,
     settings: Settings,
     budget_bits: int,
     log: Path | None,
     on_evaluation: Callable[[Evaluation], None] | None,
 ) -> SearchResult:
-    """CW-HAWQ, started from the knapsack's ratios."""
+    """The best plan that the settings' search evaluates, from the plan of predicted losses."""
+    method = METHODS[settings.method]
+    assert method.search is not None
     problem = bench.problem(budget_bits)
     # where all ratios are one plan, the smallest or the largest, there is nothing to search
     least, most = allocate.feasible_range(problem)
     step = min(layer.fan_in for layer in bench.network.layers)
-    single = (budget_bits >= most and not problem.limits) or budget_bits < least + step
-    order = quantize.trace_order(bench.network, bench.sensitivity, bench.tables)
-    return allocate.cw_hawq(
-        problem,
-        order,
-        bench.reward,
-        evaluations=1 if single else settings.evaluations,
-        seed=settings.seed,
-        start=allocate.knapsack(problem),
-        log=log,
-        on_evaluation=on_evaluation,
-    )
+    bound = problem.limits or problem.products
+    single = (budget_bits >= most and not bound) or budget_bits < least + step
+    with evaluators(bench, settings.processes, settings.batch) as evaluate_many:
+        found = method.search(
+            bench,
+            problem,
+            bench.reward,
+            evaluations=1 if single else settings.evaluations,
+            seed=settings.seed,
+            start=method.solve(bench, problem),
+            batch=settings.batch,
+            evaluate_many=evaluate_many,
+            log=log,
+            on_evaluation=on_evaluation,
+        )
+    return replace(found, plan=replace(found.plan, method=settings.method))
 
 
 def bits_for_bytes(bench: Workbench, method: str, target: int) -> int:
@@ -317,17 +362,17 @@ def bits_for_bytes(bench: Workbench, method: str, target: int) -> int:
     Raises:
         BitwrightError: even the smallest plan does not fit; the message gives the feasible range.
     """
-    inner = "layers" if method == "layers" else "uniform" if method == "uniform" else "channels"
     least, most = allocate.feasible_range(bench.problem(8 * bench.network.weights))
-    require_bytes(bench.network, bench.tables, bench.edges, target, bench.bounds)
+    edges = bench.edges or bench.grids(solve(bench, method, most))
+    require_bytes(bench.network, bench.tables, edges, target, bench.bounds)
     # mixed widths need more of a graph: a small network's largest plan may fit where those do not
-    if bench.onnx_bytes(solve(bench, inner, most)) <= target:
+    if bench.onnx_bytes(solve(bench, method, most)) <= target:
         return most
-    smallest = bench.onnx_bytes(solve(bench, inner, least))
+    smallest = bench.onnx_bytes(solve(bench, method, least))
     budget, good = least + 8 * (target - smallest), least
     for _ in range(6):
         budget = min(max(budget, least), most)
-        plan = solve(bench, inner, budget)
+        plan = solve(bench, method, budget)
         size = bench.onnx_bytes(plan)
         if size <= target:
             good = max(good, budget)
@@ -353,24 +398,23 @@ def bits_for_quality(
     Raises:
         BitwrightError: not even the largest plan is good enough.
     """
-    inner = "channels" if method == "cw-hawq" else method
     least, most = allocate.feasible_range(bench.problem(8 * bench.network.weights))
-    largest = solve(bench, inner, most)
+    largest = solve(bench, method, most)
     if not good_enough(largest):
         mean = largest.cost / bench.network.weights
         raise BitwrightError(
             f"{what} cannot be met: even the largest plan ({mean:.2f} bits a weight) misses it on "
             "held-out calibration rows; allow more"
         )
-    if good_enough(solve(bench, inner, least)):
+    if good_enough(solve(bench, method, least)):
         return least
     low, high = least, most
     while high - low > bench.network.weights // 32:
         middle = (low + high) // 2
-        if good_enough(solve(bench, inner, middle)):
+        if good_enough(solve(bench, method, middle)):
             high = middle
         else:
             low = middle
     step = max(1, bench.network.weights // 32)
     below = [high - k * step for k in range(6, 0, -1) if high - k * step > least]
-    return next((b for b in below if good_enough(solve(bench, inner, b))), high)
+    return next((b for b in below if good_enough(solve(bench, method, b))), high)

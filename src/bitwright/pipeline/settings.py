@@ -15,10 +15,10 @@ import yaml
 from bitwright.errors import BitwrightError
 from bitwright.network import Network
 from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_latency
-from bitwright.quantize import EDGE_WIDTHS
+from bitwright.pipeline.methods import require
+from bitwright.quantize import EDGE_WIDTHS, SCORES
 from bitwright.quantize.scores import WIDTHS
 
-METHODS = ("channels", "cw-hawq", "layers", "uniform")
 ORDERS = ("all", "hawq")
 
 
@@ -29,8 +29,10 @@ class Settings:
     Attributes:
         budget: bound on size; None when `max_kl` or `max_drop` decides.
         method: one of :data:`METHODS`.
+        score: what predicts a channel's loss, one of :data:`bitwright.quantize.SCORES`.
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
+            `auto`: widths chosen together with the weights', under `max_bops`.
         epochs: of fine-tuning.
         order: of fine-tuning, one of :data:`ORDERS`: all layers at once, or one after another.
         seed: of every random choice.
@@ -38,7 +40,9 @@ class Settings:
         max_drop: largest loss of the metric there, in points (1 point = 0.01).
         overrides: layer patterns -> bounds; see :func:`apply_overrides`.
         skip: layers left in float.
-        evaluations: plans CW-HAWQ evaluates.
+        evaluations: plans a search evaluates.
+        batch: plans a search proposes at a time; it changes the result.
+        processes: that evaluate a batch; 0: as many as there are cores. They change the time only.
         calibration_rows: used at most.
         device: `cpu` or `cuda`, where measuring and fine-tuning run.
         max_bops: bound on bit operations beside the goal, as `1.2G`.
@@ -48,7 +52,8 @@ class Settings:
 
     budget: Budget | None = field(default_factory=lambda: parse_budget("3bit"))
     method: str = "channels"
-    activations: float | None = 8
+    score: str = "trace"
+    activations: float | str | None = 8
     epochs: int = 0
     order: str = "all"
     seed: int = 0
@@ -57,6 +62,8 @@ class Settings:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     evaluations: int = 150
+    batch: int = 1
+    processes: int = 0
     calibration_rows: int = 1024
     device: str = "cpu"
     max_bops: str | None = None
@@ -70,7 +77,7 @@ def check_settings(settings: Settings) -> Settings:
     Raises:
         BitwrightError: names the option and what it may be.
     """
-    for name in ("epochs", "seed", "evaluations", "calibration_rows"):
+    for name in ("epochs", "seed", "evaluations", "batch", "processes", "calibration_rows"):
         value = getattr(settings, name)
         if not isinstance(value, int) or isinstance(value, bool):
             raise BitwrightError(f"{name} must be a whole number, not {value!r}")
@@ -83,14 +90,20 @@ def check_settings(settings: Settings) -> Settings:
     skip: Any = settings.skip
     if not isinstance(skip, list | tuple) or not all(isinstance(s, str) for s in skip):
         raise BitwrightError(f"skip must be names of layers, not {skip!r}")
-    if settings.method not in METHODS:
-        raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
     if settings.order not in ORDERS:
         raise BitwrightError(f"order {settings.order!r} is unknown; use {', '.join(ORDERS)}")
     bits: Any = settings.activations
+    require(settings.method, bits == "auto")
+    if settings.score not in SCORES:
+        raise BitwrightError(f"score {settings.score!r} is unknown; use {', '.join(SCORES)}")
     number = isinstance(bits, int | float) and not isinstance(bits, bool)
-    if bits is not None and not (number and EDGE_WIDTHS[0] <= bits <= EDGE_WIDTHS[-1]):
-        raise BitwrightError(f"activations must be 2 to 8 or float, not {bits!r}")
+    within = number and EDGE_WIDTHS[0] <= bits <= EDGE_WIDTHS[-1]
+    if not (bits is None or bits == "auto" or within):
+        raise BitwrightError(f"activations must be 2 to 8, auto or float, not {bits!r}")
+    if bits == "auto" and settings.max_bops is None:
+        raise BitwrightError(
+            "--activations auto chooses widths that fit a bound on bit operations; give --max-bops"
+        )
     if settings.device not in ("cpu", "cuda"):
         raise BitwrightError(f"--device must be cpu or cuda, not {settings.device!r}")
     if settings.device == "cuda" and not torch.cuda.is_available():
@@ -122,6 +135,10 @@ def check_settings(settings: Settings) -> Settings:
         )
     if settings.evaluations < 4:
         raise BitwrightError(f"--evaluations must be at least 4, not {settings.evaluations}")
+    if settings.batch < 1:
+        raise BitwrightError(f"--batch must be 1 or more, not {settings.batch}")
+    if settings.processes < 0:
+        raise BitwrightError(f"--processes must be 0 or more, not {settings.processes}")
     return settings
 
 

@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 
 from bitwright import allocate, quantize
+from bitwright.allocate import Limit, Product
 from bitwright.deploy import Verification as Found
 from bitwright.network import Layer
 from bitwright.pipeline.frontiers import shown
@@ -81,7 +82,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         ("biases", sizes["biases"]),
         ("graph and unpacking", graph),
     )
-    problem = run.bench.problem(8 * network.weights).with_limits()
+    problem = run.bench.weights(8 * network.weights).with_limits()
     overhead = sizes["model.onnx"] - sizes["weights"]
     frontier = tuple(
         (cost / network.weights, overhead + cost // 8, loss)
@@ -123,7 +124,10 @@ def _goal(run: Run) -> str:
         goal = s.budget.text
     else:
         goal = f"KL ≤ {s.max_kl}" if s.max_kl else f"drop ≤ {s.max_drop}"
-    bounds = [f"{li.name} ≤ {li.bound:.4g} {li.unit}" for li in run.limits]
+    limits: list[Limit | Product] = [*run.limits]
+    if run.product is not None:
+        limits.append(run.product)
+    bounds = [f"{li.name} ≤ {li.bound:.4g} {li.unit}" for li in limits]
     return ", ".join([goal, *bounds])
 
 
@@ -132,7 +136,7 @@ def _notes(run: Run) -> tuple[str, ...]:
     if run.network.skipped:
         notes.append(f"left in float: {', '.join(run.network.skipped)}")
     notes += limit_lines(run)
-    if run.limits:
+    if run.limits or run.product is not None:
         notes.append("the frontiers at other sizes leave the bounds beside the budget out")
     details = run.sensitivity.details
     notes.append(
@@ -189,7 +193,7 @@ def _layer_row(run: Run, layer: Layer, bits: np.ndarray) -> LayerRow:
 def _edge_rows(run: Run) -> tuple[EdgeRow, ...]:
     rows = []
     for edge in run.network.edges:
-        grid = run.bench.edges.get(edge.group)
+        grid = run.edges.get(edge.group)
         if grid is None:
             continue
         size = max(int(np.prod(edge.shape)), 1)

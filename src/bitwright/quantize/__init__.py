@@ -3,6 +3,7 @@
 from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
+from bitwright.quantize.joint import blank_edges, edge_grids, edge_order, with_activations
 from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
 from bitwright.quantize.scores import SCORES, Rows, channel_losses, layer_eigenvalues
 from bitwright.quantize.simulate import simulate
@@ -23,10 +24,13 @@ __all__ = [
     "QuantizedLayer",
     "Rows",
     "WeightTable",
+    "blank_edges",
     "calibrate",
     "channel_losses",
     "channel_problem",
     "correct",
+    "edge_grids",
+    "edge_order",
     "edge_problem",
     "edge_tables",
     "float_outputs",
@@ -39,4 +43,5 @@ __all__ = [
     "simulate",
     "trace_order",
     "weight_tables",
+    "with_activations",
 ]

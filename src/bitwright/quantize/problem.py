@@ -83,7 +83,7 @@ def trace_order(
 
 
 def plan_bits(network: Network, plan: Plan) -> dict[str, np.ndarray]:
-    """The plan's widths, layer name -> int64 [rows]."""
-    cuts = np.cumsum([layer.rows for layer in network.layers])[:-1]
-    parts = np.split(np.asarray(plan.bits), cuts)
+    """The plan's widths of weights, layer name -> int64 [rows]; activations may stand behind."""
+    cuts = np.cumsum([layer.rows for layer in network.layers])
+    parts = np.split(np.asarray(plan.bits), cuts)[:-1]
     return {layer.name: part for layer, part in zip(network.layers, parts, strict=True)}
