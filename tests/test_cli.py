@@ -254,6 +254,7 @@ def bad():
     "max-kl": ({"max_kl": "nan"}, ("--max-kl",)),
     "max-kl below zero": ({"max_kl": -1}, ("--max-kl",)),
     "epochs": ({"epochs": -1}, ("--epochs",)),
+    "order": ({"order": "rising"}, ("'rising'", "all, hawq")),
     "seed": ({"seed": -1}, ("seed",)),
     "rows": ({"calibration_rows": 0}, ("--calibration-rows",)),
     "evaluations": ({"evaluations": 1}, ("--evaluations",)),
@@ -337,6 +338,7 @@ def test_a_stage_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
         '"skip": [1]',
         '"model": 3',
         '"method": null',
+        '"order": null',
         '"max_kl": "x"',
     ],
 )

@@ -133,6 +133,32 @@ def test_float_activations_and_fine_tuning(start: Any):
     assert not torch.equal(before, run.quantized.layers["3"].bias)
 
 
+def test_the_order_of_fine_tuning_counts_where_there_is_any(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+):
+    saved: list[Path] = []
+    save = stages.artefact.save
+
+    def spy(quantized: Any, path: Path, *more: Any) -> None:
+        saved.append(path)
+        save(quantized, path, *more)
+
+    monkeypatch.setattr(stages.artefact, "save", spy)
+    found = {}
+    for epochs, order in ((0, "all"), (0, "hawq"), (24, "all"), (24, "hawq")):
+        saved.clear()
+        run = start(epochs=epochs, order=order)
+        _ = run.quantized
+        assert [p.name for p in saved][-1:] == ["model.safetensors"] * bool(
+            epochs or order == "all"
+        )
+        found[epochs, order] = run.store.path("model.safetensors").read_bytes()
+    assert found[0, "all"] == found[0, "hawq"]
+    assert len(set(found.values())) == 3
+    _ = start().quantized, start(epochs=24, order="hawq").quantized
+    assert run.store.path("model.safetensors").read_bytes() == found[24, "hawq"]
+
+
 @pytest.mark.parametrize(
     ("method", "budget"),
     [("channels", "35%"), ("cw-hawq", "4.8KB"), ("cw-hawq", "3700B"), ("uniform", "4.8KB")],

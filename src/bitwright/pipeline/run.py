@@ -571,10 +571,10 @@ class Run:
         """Layers one after another, or None for all at once."""
         if self.settings.order == "all":
             return None
-        self.progress("order", 0.0)
+        self.progress("order layers", 0.0)
         kind, axis = self.task.divergence, self.task.class_axis
         found = hawq_order(self.corrected, self.calibration, kind=kind, class_axis=axis)
-        self.progress("order", 1.0)
+        self.progress("order layers", 1.0)
         return found
 
     @cached_property
