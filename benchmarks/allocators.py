@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import harness
 import numpy as np
@@ -22,7 +22,7 @@ from bitwright import allocate
 from bitwright.allocate import Limit, Plan, Problem
 
 #: problems of each allocator, of those with an agent of their own, and evaluations of a search
-PROBLEMS, AGENTS_PROBLEMS, EVALUATIONS = 200, 50, 12
+PROBLEMS, AGENTS_PROBLEMS, EVALUATIONS = 200, 50, 10
 WIDTHS = (1, 2, 3, 4)
 
 
@@ -57,6 +57,7 @@ class Case:
         return np.bincount(self.layer, values)
 
 
+@cache
 def case(seed: int) -> Case:
     """A random problem of two to six items, two to a layer; what varies is drawn too."""
     rng = np.random.default_rng(seed)
@@ -163,7 +164,7 @@ AGENTS = ("cw_hawq", "haq")
 def allocators(rows: harness.Rows, quick: bool) -> None:
     """Feasible, optimal, frontiers; then the large knapsack."""
     for name in ALLOCATORS:
-        full, few = (AGENTS_PROBLEMS, 2) if name in AGENTS else (PROBLEMS, 10)
+        full, few = (AGENTS_PROBLEMS, 2) if name in AGENTS else (PROBLEMS, 5)
         _against_enumeration(rows, name, few if quick else full)
     _frontiers(rows, 10 if quick else PROBLEMS)
     for limits in (0, 1):
@@ -257,30 +258,33 @@ def large(channels: int, limits: int) -> Problem:
 def _large(rows: harness.Rows, channels: int, limits: int, quick: bool) -> None:
     """Two budgets one after another, without and with a limit beside them."""
     problem = large(channels, limits)
-    seconds, distances = [], []
+    found: list[tuple[float, float, float]] = []
     for bits in (2.5, 4.1):
         bounded = problem.with_budget(int(bits * problem.cost[:, 0].sum()))
-        halves = [replace(li, bound=bits * 0.9 * li.cost[:, 0].sum()) for li in problem.limits]
-        bounded = bounded.with_limits(*halves)
-        begin = time.perf_counter()
-        plan = allocate.knapsack(bounded)
-        seconds.append(time.perf_counter() - begin)
-        bound = allocate.lp_bound(bounded)
-        distances.append(plan.loss / bound - 1)
-    beside = "" if not limits else ", a limit beside each"
+        bounds = [replace(li, bound=0.9 * bits * li.cost[:, 0].sum()) for li in problem.limits]
+        bounded = bounded.with_limits(*bounds)
+        best = []
+        for _ in range(1 if quick else 3):
+            begin = time.perf_counter(), time.process_time()
+            plan = allocate.knapsack(bounded)
+            best.append((time.process_time() - begin[1], time.perf_counter() - begin[0]))
+        found.append((*min(best), plan.loss / allocate.lp_bound(bounded) - 1))
+    seconds, wall, distances = zip(*found, strict=True)
+    beside = ", a limit beside each" if limits else ""
     what = f"knapsack, {channels:,} channels x 8 widths x 2 budgets{beside}"
-    total, worst = sum(seconds), max(distances)
+    value = max(seconds) if limits else sum(seconds)
     rows.add(
-        f"{what}: seconds",
-        total,
-        "<= 1" if not limits else "",
-        None if quick or limits else total <= 1,
+        f"{what}: seconds of one thread{', the slower' if limits else ', both'}",
+        value,
+        "<= 1",
+        None if quick else value <= 1,
         each=[round(s, 3) for s in seconds],
+        wall=[round(s, 3) for s in wall],
     )
     rows.add(
         f"{what}: relative distance to lp_bound",
-        worst,
+        max(distances),
         "<= 1e-4",
-        None if quick else 0 <= worst <= 1e-4,
+        None if quick else min(distances) >= -1e-9 and max(distances) <= 1e-4,
         each=[float(f"{d:.3g}") for d in distances],
     )
