@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -26,13 +27,20 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitwright.curvature import Sensitivity, traces
+from bitwright.curvature import Sensitivity
 from bitwright.curvature.divergence import per_sample
-from bitwright.network import Network
+from bitwright.curvature.gauss_newton import measure
+from bitwright.curvature.losses import OutputHessian, flatten, output_hessian
+from bitwright.curvature.subjects import NetworkSubject, Pass
+from bitwright.network import Network, outputs
 
 #: scores below are no detections, and of boxes of a class that overlap more the best one stays,
 #: both as in the published evaluation; COCO looks at a hundred boxes of a class in an image
 LEAST_SCORE, MOST_OVERLAP, MOST_BOXES = 0.001, 0.45, 100
+#: cells a side
+CELLS = SIZE // 16
+#: what each head of `answers` is compared by
+LOSSES = {"what": "kl", "where": "squared"}
 
 
 def decode(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,13 +94,8 @@ def detections(outputs: Tensor) -> np.ndarray:
     return np.column_stack([image, found, scores[image, kind, cell], kind])
 
 
-def average_precision(outputs: Tensor, labels: Tensor) -> tuple[float, float]:
-    """COCO's AP, over overlaps of 0.5 to 0.95, and AP50.
-
-    Args:
-        outputs: [n, 85, h, w].
-        labels: [n, most, 5] as `fastestdet.coco` has them.
-    """
+def _evaluated(outputs: Tensor, labels: Tensor) -> COCOeval | None:
+    """COCO's evaluation of each image and class; None where nothing is found."""
     truth, found = COCO(), detections(outputs)
     truth.dataset = {
         "images": [{"id": i} for i in range(len(labels))],
@@ -107,14 +110,76 @@ def average_precision(outputs: Tensor, labels: Tensor) -> tuple[float, float]:
             box |= {"area": width * height * SIZE**2, "iscrowd": 0}
             truth.dataset["annotations"].append(box)
     if not len(found):
-        return 0.0, 0.0
+        return None
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         judge = COCOeval(truth, truth.loadRes(found), "bbox")
         judge.evaluate()
+    return judge
+
+
+def average_precision(outputs: Tensor, labels: Tensor) -> tuple[float, float]:
+    """COCO's AP, over overlaps of 0.5 to 0.95, and AP50.
+
+    Args:
+        outputs: [n, 85, h, w].
+        labels: [n, most, 5] as `fastestdet.coco` has them.
+    """
+    judge = _evaluated(outputs, labels)
+    if judge is None:
+        return 0.0, 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
         judge.accumulate()
         judge.summarize()
     return float(judge.stats[0]), float(judge.stats[1])
+
+
+def resampled_map50(outputs: Tensor, labels: Tensor, times: np.ndarray) -> np.ndarray:
+    """AP50 where images occur several times or not at all, as draws with replacement have them.
+
+    Args:
+        outputs: [n, 85, h, w].
+        labels: [n, most, 5].
+        times: int [draws, n], how often each image occurs.
+
+    Returns:
+        float64 [draws]; a class that no drawn image shows does not count.
+    """
+    judge = _evaluated(outputs, labels)
+    found = np.full((CLASSES, len(times)), np.nan)
+    n = len(labels)
+    true = np.array([[(row[:, 0] == kind).sum() for row in labels] for kind in range(CLASSES)])
+    for kind in np.flatnonzero(true.sum(1)):
+        start = kind * len(judge.params.areaRng) * n if judge else 0  # the first range is all sizes
+        images = judge.evalImgs[start : start + n] if judge else []
+        parts = [(i, e) for i, e in enumerate(images) if e is not None]
+        score = np.concatenate([[], *(e["dtScores"] for _, e in parts)])
+        right = np.concatenate([[], *(e["dtMatches"][0] > 0 for _, e in parts)]).astype(bool)
+        image = np.repeat([i for i, _ in parts], [len(e["dtScores"]) for _, e in parts])
+        order = np.argsort(-score, kind="stable")
+        found[kind] = _average(right[order], times[:, image[order].astype(int)], times @ true[kind])
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(found, axis=0)
+
+
+def _average(right: np.ndarray, times: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """COCO's average over 101 recalls, [draws], for detections by falling score.
+
+    Args:
+        right: bool [d].
+        times: int [draws, d], how often each occurs.
+        boxes: int [draws], true ones; NaN is returned where there are none.
+    """
+    found = np.full(len(times), np.nan)
+    hits, all_ = np.cumsum(times * right, axis=1), np.cumsum(times, axis=1)
+    precision = hits / np.maximum(all_, 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    precision = np.pad(precision, ((0, 0), (0, 1)))  # recalls that are never reached
+    recalls = np.linspace(0, 1, 101)
+    for draw in np.flatnonzero(boxes):
+        at = np.searchsorted(hits[draw] / boxes[draw], recalls, side="left")
+        found[draw] = precision[draw, at].mean()
+    return found
 
 
 def map50(outputs: Tensor, labels: Tensor) -> float:
@@ -158,13 +223,44 @@ def distance(reference: Tensor, outputs: Tensor) -> Tensor:
     return what + per_sample(theirs["where"], ours["where"], "squared")
 
 
-def sensitivity(network: Network, x: Tensor, **options: Any) -> Sensitivity:
-    """Traces of :func:`distance` for every channel of a captured FastestDet.
+@dataclass(frozen=True)
+class _Heads:
+    """A captured FastestDet that answers with both heads side by side, in the order of Λ."""
+
+    network: NetworkSubject
+
+    @property
+    def weights(self) -> Mapping[str, tuple[int, ...]]:
+        return self.network.weights
+
+    def precise(self) -> None:
+        return None
+
+    def forward(self, rows: Tensor) -> Iterator[tuple[Tensor, Pass]]:
+        for places, passed in self.network.forward(rows):
+            heads = answers(passed.outputs.unflatten(1, (-1, CELLS, CELLS)))
+            flat = [flatten(heads[name], loss, 1) for name, loss in LOSSES.items()]
+            yield places, replace(passed, outputs=torch.cat(flat, 1))
+
+
+def sensitivity(network: Network, x: Tensor, *, effort: float = 4.0, seed: int = 0) -> Sensitivity:
+    """Traces of :func:`distance` for every channel of a captured FastestDet and of its edges.
 
     Args:
         network: as captured; x: [n, 3, 352, 352] calibration images.
-        options: of `bitwright.traces`.
+        effort, seed: as for `bitwright.curvature.gauss_newton`.
     """
-    losses = {"what": "kl", "where": "squared"}
-    options = {"edges": False, "chunk": 16, **options}
-    return traces(network.module, x, losses, select=answers, **options)
+    heads = answers(outputs(network.module, x))
+    blocks = [output_hessian(loss, heads[name])[0] for name, loss in LOSSES.items()]
+    channels = {f"layer:{la.weight}": la.rows for la in network.layers}
+    channels |= {f"edge:{e.name}": e.shape[0] for e in network.edges}
+    subject = _Heads(NetworkSubject(network, x, "squared", 1, True))  # outputs as they are
+    found, details = measure(
+        subject, OutputHessian(tuple(blocks)), channels, 0.02, effort, 16, seed, lambda f: None
+    )
+    return Sensitivity(
+        "gauss-newton",
+        {la.name: found[f"layer:{la.weight}"] for la in network.layers},
+        {e.name: found[f"edge:{e.name}"] for e in network.edges},
+        details=details,
+    )

@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,7 @@ import networks
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitwright import allocate, quantize
 from bitwright.allocate import Plan, Problem
@@ -46,17 +47,35 @@ BUDGETS = (2.0, 2.5, 3.0, 4.0)
 
 
 class Scene:
-    """ResNet-20 measured, and images that nothing has seen; one for each process."""
+    """A network measured, and images that nothing has seen; one for each process.
 
-    def __init__(self, folder: Path) -> None:
-        self.task = main_job.task(networks.resnet20(), networks.cifar10())
-        self.run = Run(self.task, Settings(activations=None), folder)
+    Args:
+        folder: of the run.
+        model, data: functions of `networks`.
+        calibration, unseen: images measured on; images beside the test images to judge on, as far
+            as there are any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Callable[[], nn.Module] = networks.resnet20,
+        data: Callable[[], dict[str, np.ndarray]] = networks.cifar10,
+        *,
+        calibration: int = 1024,
+        unseen: int = 2048,
+    ) -> None:
+        self.task = main_job.task(model(), data())
+        settings = Settings(activations=None, calibration_rows=calibration)
+        self.run = Run(self.task, settings, folder)
         self.bench, self.network = self.run.bench, self.run.network
         seen = torch.cat([self.run.calibration, self.run.pool])
         used = {row.numpy().tobytes() for row in seen}
         x = self.task.calibration
         fresh = [i for i, row in enumerate(x) if row.numpy().tobytes() not in used]
-        self.judges = {"test": self.task.test, "unseen": x[fresh[:2048]]}
+        self.judges = {"test": self.task.test}
+        if fresh:
+            self.judges["unseen"] = x[fresh[:unseen]]
         self.targets = {n: outputs(self.network.module, x) for n, x in self.judges.items()}
         self.problem = self.bench.problem(8 * self.network.weights)
         generator = torch.Generator().manual_seed(self.run.settings.seed)  # as the calibration's

@@ -1,17 +1,28 @@
-"""What decides a plan: predicted losses and searches, on ResNet-20 (CIFAR-10).
+"""What decides a plan: predicted losses and searches.
 
     python benchmarks/search.py [--data-root DIR] [--quick] [--only scores,…]
 
 Parts: `scores` (how well each predicted loss ranks single channels and whole plans by what they
-really lose, and what the plans it chooses lose).
+really lose, and what the plans it chooses lose, on ResNet-20), `allocators` (every one against
+enumeration, the knapsack on 100,000 channels), `equal_bytes` (channels, layers and
+uniform at equal bits of weights on four networks, by two scores), `detector` (FastestDet at 4 bits,
+mixed beside uniform widths of weights and activations; needs pycocotools).
 """
 
 from __future__ import annotations
 
+import allocators
+import detector
+import equal_bytes
 import harness
 import scores
 
-PARTS = {"scores": scores.scores}
+PARTS = {
+    "scores": scores.scores,
+    "allocators": allocators.allocators,
+    "equal_bytes": equal_bytes.equal_bytes,
+    "detector": detector.detector,
+}
 
 
 if __name__ == "__main__":

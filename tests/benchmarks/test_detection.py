@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib
 import math
 
+import fastestdet
+import networks
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from bitwright import traces
+from bitwright.network import build
 
 pytest.importorskip("pycocotools")
 detection = importlib.import_module("detection")
@@ -128,3 +134,38 @@ def test_the_distance_is_measured_by_the_heads_of_the_answers():
     step = 1e-4
     found = detection.distance(a, a + step * direction) * 2 / step**2
     torch.testing.assert_close(found[0], curvature, rtol=1e-3, atol=0)
+
+
+def noisy(boxes: Tensor) -> Tensor:
+    """Logits of five images whose detections are right, wrong and doubtful."""
+    found = map_of(boxes)
+    generator = torch.Generator().manual_seed(3)
+    return found + 2.5 * torch.randn(found.shape, generator=generator)
+
+
+def test_precision_of_images_drawn_several_times():
+    truth = torch.cat([TRUTH, aside(TRUTH.clone()), misnamed(TRUTH.clone())[:1]])
+    found = noisy(truth)
+    times = np.array([[1, 1, 1, 1, 1], [2, 0, 1, 1, 1], [0, 3, 0, 0, 2], [3, 1, 0, 1, 0]])
+    got = detection.resampled_map50(found, truth, times)
+    for drawn, value in zip(times, got, strict=True):
+        rows = np.repeat(np.arange(5), drawn)
+        assert value == pytest.approx(detection.map50(found[rows], truth[rows]), abs=1e-9)
+    assert got.min() > 0.1 and len(set(got.round(6))) > 2
+    assert detection.resampled_map50(torch.full_like(found, -20.0), truth, times).max() == 0
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not networks.root().is_dir(), reason=f"there is no {networks.root()}")
+def test_traces_of_the_captured_detector_are_those_of_the_module():
+    data = fastestdet.coco()
+    x = torch.from_numpy(data["train_x"][:4])
+    network = build(fastestdet.fastestdet(), x)
+    found = detection.sensitivity(network, x)
+    options = {"effort": 4.0, "chunk": 16, "edges": False}
+    module = traces(network.module, x, detection.LOSSES, select=detection.answers, **options)
+    for layer in network.layers:
+        a, b = found.layers[layer.name], module.layers[layer.name]
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-3, atol=1e-6 * b.value.max())
+    assert set(found.edges) == {e.name for e in network.edges}
+    assert min(e.value.min() for e in found.edges.values()) >= 0
