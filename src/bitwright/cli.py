@@ -83,7 +83,7 @@ Activations = Annotated[str, typer.Option(help="Mean bits, 2 to 8; auto (with --
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Order = Annotated[
     str,
-    typer.Option(help="Of fine-tuning: all layers at once, or hawq, one after another by λ‖Q−W‖²."),
+    typer.Option(help="Of fine-tuning: all layers at once, or hawq (by λ‖Q−W‖², measured no better)."),
 ]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
