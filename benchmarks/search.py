@@ -16,12 +16,15 @@ import detector
 import equal_bytes
 import harness
 import scores
+import searches
 
 PARTS = {
     "scores": scores.scores,
     "allocators": allocators.allocators,
     "equal_bytes": equal_bytes.equal_bytes,
     "detector": detector.detector,
+    "searches": searches.searches,
+    "bops": searches.bops,
 }
 
 

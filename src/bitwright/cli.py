@@ -59,7 +59,7 @@ Method = Annotated[
 Score = Annotated[
     str,
     typer.Option(
-        help="Predicted loss of a channel: trace, actual-error, eigenvalue, fisher or measured."
+        help="Predicted loss of a channel: actual-error, trace, eigenvalue, fisher or measured."
     ),
 ]
 MaxDrop = Annotated[
@@ -83,7 +83,7 @@ Activations = Annotated[str, typer.Option(help="Mean bits, 2 to 8; auto (with --
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Order = Annotated[
     str,
-    typer.Option(help="Of fine-tuning: all layers at once, or hawq (by λ‖Q−W‖², measured no better)."),
+    typer.Option(help="Of fine-tuning: all layers at once, or hawq's (measured no better)."),
 ]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
@@ -120,7 +120,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         task: TaskSpec = None,
         budget: BudgetText = None,
         method: Method = "channels",
-        score: Score = "trace",
+        score: Score = "actual-error",
         max_drop: MaxDrop = None,
         max_kl: MaxKl = None,
         overrides: Overrides = None,
@@ -408,8 +408,8 @@ def _search(run: Any, console: Console, name: str) -> None:
     )
     if run.within_error is not None:
         console.print(
-            f"{run.within_error:.0%} of the weights would get another width if the traces came out "
-            "one standard error off (more calibration rows make them surer)"
+            f"{run.within_error:.0%} of the weights would get another width if the predicted "
+            "losses came out one standard error off (more calibration rows make them surer)"
         )
     for line in limit_lines(run):
         console.print(line)
@@ -512,7 +512,7 @@ def _defaults() -> dict[str, Any]:
     return dict.fromkeys(_REMEMBERED) | {
         "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
         "evaluations": 150, "batch": 1, "processes": 0, "calibration_rows": 1024, "device": "cpu",
-        "score": "trace",
+        "score": "actual-error",
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,22 @@ def test_layers_are_at_least_as_good_as_the_papers_walks(start: Any):
 def test_scores_are_kept_and_change_the_plan(start: Any):
     run = start(score="actual-error")
     plan, found = run.plan, run.store.path("scores.safetensors")
-    assert run.within_error is None  # the traces' errors are not this score's
     rows = quantize.Rows(run.calibration)
-    own = quantize.channel_losses(
-        "actual-error", run.network, run.sensitivity, run.tables, rows=rows
-    )
+    own = quantize.predict("actual-error", run.network, run.sensitivity, run.tables, rows=rows)
+    unsure = quantize.Predicted(own.losses, {n: 5 * e for n, e in own.errors.items()})
+    told = [
+        searching.within_error(replace(run.bench, predicted=p), plan)
+        for p in (quantize.Predicted(own.losses), own, unsure)
+    ]
+    assert told[0] is None and told[1] == run.within_error < told[2] < 1
     content = found.read_bytes()
-    assert all((run.losses[name] == own[name]).all() for name in own)
-    assert start().plan.key != plan.key
+    assert all((run.predicted.losses[n] == v).all() for n, v in own.losses.items())
+    assert all((run.predicted.errors[n] == v).all() for n, v in own.errors.items())
+    assert start(score="trace").plan.key != plan.key
     assert start(score="actual-error", budget="2bit").plan.cost < plan.cost
     assert found.read_bytes() == content
-    assert start(score="fisher").plan.cost <= plan.budget  # has the labels it needs
+    run = start(score="fisher")  # has the labels it needs
+    assert run.plan.cost <= plan.budget and run.within_error is None
     with pytest.raises(BitwrightError, match="score 'Trace' is unknown; use trace, eigenvalue"):
         start(score="Trace")
 

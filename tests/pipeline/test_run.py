@@ -368,7 +368,7 @@ def test_no_budgets(text: str):
 
 
 def test_how_much_of_the_plan_is_inside_the_error(start: Any):
-    run = start()
+    run = start(score="trace")
     share = run.within_error
     assert 0 < share < 1
     bench = run.bench

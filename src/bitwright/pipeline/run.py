@@ -345,8 +345,8 @@ class Run:
         return {g: tables[g].grids[b] for g, b in zip(sorted(tables), widths, strict=True)}
 
     @cached_property
-    def losses(self) -> dict[str, np.ndarray] | None:
-        """Predicted losses by another score than the trace; `scores.safetensors`."""
+    def predicted(self) -> quantize.Predicted | None:
+        """What another score than the trace predicts; `scores.safetensors`."""
         s = self.settings
         if s.score == "trace":
             return None
@@ -355,13 +355,20 @@ class Run:
         if not self.store.done("score", key, path.name):
             with self.store.stage("score", key, path.name):
                 self.progress("score", 0.0)
-                found = quantize.channel_losses(
+                found = quantize.predict(
                     s.score, self.network, self.sensitivity, self.tables, rows=self._rows
                 )
-                tensors = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}
+                tensors = {
+                    f"{part}:{name}": torch.from_numpy(np.ascontiguousarray(value))
+                    for part, values in (("loss", found.losses), ("error", found.errors or {}))
+                    for name, value in values.items()
+                }
                 write_bytes(path, safetensors.torch.save(tensors))
                 self.progress("score", 1.0)
-        return {name: loss.numpy() for name, loss in safetensors.torch.load_file(path).items()}
+        stored = {n: v.numpy() for n, v in safetensors.torch.load_file(path).items()}
+        names = [layer.name for layer in self.network.layers]
+        errors = {n: stored[f"error:{n}"] for n in names if f"error:{n}" in stored}
+        return quantize.Predicted({n: stored[f"loss:{n}"] for n in names}, errors or None)
 
     @property
     def _rows(self) -> quantize.Rows:
@@ -389,7 +396,7 @@ class Run:
             self.bounds,
             self.pool,
             limits,
-            self.losses,
+            self.predicted,
             None if product is None else (self._edge_tables, product),
         )
 

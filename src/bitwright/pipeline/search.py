@@ -21,7 +21,7 @@ from bitwright.network import Network, outputs
 from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.processes import evaluators
 from bitwright.pipeline.settings import Settings
-from bitwright.quantize import EdgeGrid, EdgeTable, Quantized, WeightTable
+from bitwright.quantize import EdgeGrid, EdgeTable, Predicted, Quantized, WeightTable
 from bitwright.quantize.scores import EIGENVALUE_ROWS, WIDTHS
 
 #: rows the correction looks at, and rows that judge a plan
@@ -154,7 +154,7 @@ class Workbench:
         bounds: what overrides leave to choose.
         pool: [m, ...] further calibration rows, which a search is rewarded on.
         limits: bounds beside the budget.
-        losses: layer name -> predicted losses [rows, 8]; by trace where not given.
+        predicted: what every channel would lose at each width; by trace where not given.
         free: grids of all activations at all widths and the bound on BOPs, where plans choose
             those widths as well; `edges` is empty then.
     """
@@ -169,7 +169,7 @@ class Workbench:
     bounds: Bounds
     pool: Tensor
     limits: tuple[Limit, ...] = ()
-    losses: Mapping[str, np.ndarray] | None = None
+    predicted: Predicted | None = None
     free: tuple[Mapping[int, EdgeTable], Product] | None = None
     _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
@@ -191,7 +191,7 @@ class Workbench:
             self.tables,
             budget_bits,
             self.bounds.allowed,
-            score=self.losses or "trace",
+            score=self.prediction().losses,
         )
         count = np.bincount(self.bounds.root, minlength=len(self.network.layers))
         owner = self.bounds.root[quantize.layer_ties(self.network)]
@@ -199,6 +199,12 @@ class Workbench:
         for first in np.flatnonzero(count > 1):
             tie[owner == first] = tie[owner == first].min()
         return problem.with_ties(tie).with_limits(*self.limits)
+
+    def prediction(self) -> Predicted:
+        """What every channel would lose at each width."""
+        if self.predicted is not None:
+            return self.predicted
+        return quantize.predict("trace", self.network, self.sensitivity, self.tables)
 
     def _activations(self) -> Problem:
         assert self.free is not None
@@ -211,8 +217,14 @@ class Workbench:
         return np.concatenate([ties, len(self.network.layers) + np.arange(count)])
 
     def order(self) -> np.ndarray:
-        """Items by falling sensitivity: channels, then activations."""
-        order = quantize.trace_order(self.network, self.sensitivity, self.tables)
+        """Items by falling sensitivity: channels, then activations.
+
+        By the predicted loss at 4 bits of a weight: with the score `trace`, trace times squared
+        step, which rescaling a channel does not change.
+        """
+        loss = self.prediction().losses
+        each = [loss[la.name][:, WIDTHS.index(4)] / la.fan_in for la in self.network.layers]
+        order = np.argsort(-np.concatenate(each), kind="stable")
         if self.free is None:
             return order
         return np.concatenate([order, len(order) + quantize.edge_order(self._activations())])
@@ -293,29 +305,30 @@ def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
 
 
 def within_error(bench: Workbench, plan: Plan, draws: int = 4, seed: int = 0) -> float | None:
-    """Share of the weights whose width is inside the traces' error.
+    """Share of the weights whose width is inside the errors of the predicted losses.
 
-    The plan's method is asked again with traces moved by their standard errors (data and probes,
+    The plan's method is asked again with losses moved by their standard errors (data and probes,
     normally distributed, by channel); the mean share of weights that get another width.
 
     Args:
-        bench: of the plan; plan: of a method that reads traces alone, None is returned otherwise.
+        bench: of the plan; plan: of a method that reads predicted losses alone; None is returned
+            otherwise, and where the score does not know its errors.
         draws: times asked; seed: of the errors.
     """
-    if plan.method not in ("channels", "layers") or bench.losses is not None:
+    errors = bench.prediction().errors
+    if plan.method not in ("channels", "layers") or errors is None:
         return None
     problem = bench.problem(plan.budget)
-    found = [bench.sensitivity.layers[layer.name] for layer in bench.network.layers]
-    value = np.concatenate([e.value for e in found])
-    error = np.sqrt(np.concatenate([e.variance for e in found]))
-    relative = np.divide(error, value, out=np.zeros_like(value), where=value > 0)
-    relative = np.append(relative, np.zeros(len(problem.names) - len(relative)))  # of weights alone
+    error = np.concatenate([errors[layer.name] for layer in bench.network.layers])
+    rest = len(problem.names) - len(error)  # of weights alone
+    error = np.concatenate([error, np.zeros((rest, error.shape[1]))])
     size = problem.cost[:, 0] / problem.choices[0]
     generator = np.random.default_rng(seed)
     shares = []
     for _ in range(draws):
-        factor = np.maximum(1 + relative * generator.standard_normal(len(relative)), 0)
-        moved = replace(problem, loss=problem.loss * factor[:, None])
+        luck = generator.standard_normal(len(error) - rest)
+        luck = np.append(luck, np.zeros(rest))
+        moved = replace(problem, loss=np.maximum(problem.loss + luck[:, None] * error, 0))
         other = METHODS[plan.method].solve(bench, moved)
         shares.append(size[other.choice != plan.choice].sum() / size.sum())
     return float(np.mean(shares))

@@ -52,7 +52,7 @@ class Settings:
 
     budget: Budget | None = field(default_factory=lambda: parse_budget("3bit"))
     method: str = "channels"
-    score: str = "trace"
+    score: str = "actual-error"
     activations: float | str | None = 8
     epochs: int = 0
     order: str = "all"

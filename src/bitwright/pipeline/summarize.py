@@ -145,8 +145,8 @@ def _notes(run: Run) -> tuple[str, ...]:
     )
     if run.within_error is not None:
         notes.append(
-            f"{run.within_error:.0%} of the weights would get another width if the traces came "
-            "out one standard error off"
+            f"{run.within_error:.0%} of the weights would get another width if the predicted "
+            "losses came out one standard error off"
         )
     if run.settings.method == "cw-hawq":
         notes.append(

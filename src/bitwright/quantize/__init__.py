@@ -5,7 +5,14 @@ from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_t
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
 from bitwright.quantize.joint import blank_edges, edge_grids, edge_order, with_activations
 from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
-from bitwright.quantize.scores import SCORES, Rows, channel_losses, layer_eigenvalues
+from bitwright.quantize.scores import (
+    SCORES,
+    Predicted,
+    Rows,
+    channel_losses,
+    layer_eigenvalues,
+    predict,
+)
 from bitwright.quantize.simulate import simulate
 from bitwright.quantize.weights import (
     QuantizedLayer,
@@ -20,6 +27,7 @@ __all__ = [
     "SCORES",
     "EdgeGrid",
     "EdgeTable",
+    "Predicted",
     "Quantized",
     "QuantizedLayer",
     "Rows",
@@ -38,6 +46,7 @@ __all__ = [
     "layer_ties",
     "mean_bits",
     "plan_bits",
+    "predict",
     "round_weights",
     "rows_that_fit",
     "simulate",

@@ -75,6 +75,20 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """What channels would lose at each width.
+
+    Attributes:
+        losses: layer name -> float64 [rows, 8].
+        errors: layer name -> their standard errors, of probes and of data together; a channel's
+            errors are one error at all widths. None where the score does not know them.
+    """
+
+    losses: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
 class _Given:
     network: Network
     sensitivity: Sensitivity
@@ -94,15 +108,19 @@ class _Given:
         return shrunk(estimate) if self.shrink else estimate.value
 
 
-def _trace(given: _Given) -> dict[str, np.ndarray]:
+def _trace(given: _Given) -> Predicted:
     """`½ · (Tr H_c / n_c) · ‖Q_b(w_c) − w_c‖²`: HAWQ-V2's score (arXiv 1911.03852, eq. 2.11)
     for each channel instead of each layer.
     """  # fmt: skip
-    found = {}
+    losses, errors = {}, {}
     for layer in given.network.layers:
         trace = given.trace(given.sensitivity, layer) / layer.fan_in
-        found[layer.name] = 0.5 * trace[:, None] * given.tables[layer.name].error.numpy().T
-    return found
+        losses[layer.name] = 0.5 * trace[:, None] * given.tables[layer.name].error.numpy().T
+        estimate = given.sensitivity.layers[layer.name]
+        value, deviation = estimate.value, np.sqrt(estimate.variance)
+        relative = np.divide(deviation, value, out=np.zeros_like(value), where=value > 0)
+        errors[layer.name] = relative[:, None] * losses[layer.name]
+    return Predicted(losses, errors)
 
 
 def layer_eigenvalues(network: Network, rows: Rows) -> dict[str, float]:
@@ -117,19 +135,19 @@ def layer_eigenvalues(network: Network, rows: Rows) -> dict[str, float]:
     return {la.name: found[la.weight] for la in network.layers}
 
 
-def _eigenvalue(given: _Given) -> dict[str, np.ndarray]:
+def _eigenvalue(given: _Given) -> Predicted:
     """`½ · (λ / n) · ‖Q_b(w_c) − w_c‖²` with the top eigenvalue λ of the layer's block and its n
     weights: HAWQ's (arXiv 1905.03696). Between layers alone it is more than the squared error.
     """  # fmt: skip
     rows = replace(given.rows, x=given.rows.x[:EIGENVALUE_ROWS])
     found = layer_eigenvalues(given.network, rows)
-    return {
+    return Predicted({
         la.name: 0.5 * found[la.name] / la.weights * given.tables[la.name].error.numpy().T
         for la in given.network.layers
-    }
+    })  # fmt: skip
 
 
-def _fisher(given: _Given) -> dict[str, np.ndarray]:
+def _fisher(given: _Given) -> Predicted:
     """`½ · Tr EF_c · Δ²/12`, `Δ = (max w_c − min w_c)/(2ᵇ − 1)`, with the empirical Fisher trace.
 
     FIT (arXiv 2210.08502) has `Tr EF · Δ²`; the factors, which change no order, make it the loss
@@ -148,35 +166,59 @@ def _fisher(given: _Given) -> dict[str, np.ndarray]:
         matrix = given.network.matrix(layer).double()
         step = (matrix.amax(1) - matrix.amin(1)).numpy()[:, None] / (2.0 ** np.array(WIDTHS) - 1)
         found[layer.name] = 0.5 * given.trace(sensitivity, layer)[:, None] * step**2 / 12
-    return found
+    return Predicted(found)
 
 
-def _actual_error(given: _Given) -> dict[str, np.ndarray]:
+def _actual_error(given: _Given) -> Predicted:
     """`½ δᵀ G_c δ` for what rounding and correction leave of a channel: :mod:`.actual_error`."""
     rows = given.rows
     found = actual_error(
         given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis
     )
+    errors = {name: 0.5 * np.sqrt(estimate.variance) for name, estimate in found.items()}
     if not given.shrink:
-        return {name: 0.5 * estimate.value for name, estimate in found.items()}
-    expected = _trace(given)
-    return {name: 0.5 * toward(estimate, expected[name]) for name, estimate in found.items()}
+        return Predicted({name: 0.5 * estimate.value for name, estimate in found.items()}, errors)
+    expected = _trace(given).losses
+    losses = {name: 0.5 * toward(estimate, expected[name]) for name, estimate in found.items()}
+    return Predicted(losses, errors)
 
 
-def _measured(given: _Given) -> dict[str, np.ndarray]:
+def _measured(given: _Given) -> Predicted:
     """The divergence with that channel alone rounded and corrected: :mod:`.measured`."""
     rows = given.rows
-    return measured(given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis)
+    return Predicted(
+        measured(given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis)
+    )
 
 
 #: predicted losses of every channel at every width, by the name that `channel_problem` takes
-SCORES: dict[str, Callable[[_Given], dict[str, np.ndarray]]] = {
+SCORES: dict[str, Callable[[_Given], Predicted]] = {
     "trace": _trace,
     "eigenvalue": _eigenvalue,
     "fisher": _fisher,
     "actual-error": _actual_error,
     "measured": _measured,
 }
+
+
+def predict(
+    score: str,
+    network: Network,
+    sensitivity: Sensitivity,
+    tables: Mapping[str, WeightTable],
+    *,
+    shrink: bool = True,
+    rows: Rows | None = None,
+) -> Predicted:
+    """What every channel would lose at each width, and how sure that is.
+
+    All scores are in units of the divergence, so that they can be compared, and all but `measured`
+    are quadratic in the rounding error. Arguments as for
+    :func:`~bitwright.quantize.problem.channel_problem`.
+    """
+    if score not in SCORES:
+        raise BitwrightError(f"score {score!r} is unknown; use one of {', '.join(SCORES)}")
+    return SCORES[score](_Given(network, sensitivity, tables, shrink, score, rows))
 
 
 def channel_losses(
@@ -188,12 +230,5 @@ def channel_losses(
     shrink: bool = True,
     rows: Rows | None = None,
 ) -> dict[str, np.ndarray]:
-    """What every channel would lose at each width: layer name -> float64 [rows, 8].
-
-    All scores are in units of the divergence, so that they can be compared, and all but `measured`
-    are quadratic in the rounding error. Arguments as for
-    :func:`~bitwright.quantize.problem.channel_problem`.
-    """
-    if score not in SCORES:
-        raise BitwrightError(f"score {score!r} is unknown; use one of {', '.join(SCORES)}")
-    return SCORES[score](_Given(network, sensitivity, tables, shrink, score, rows))
+    """The losses alone of :func:`predict`: layer name -> float64 [rows, 8]."""
+    return predict(score, network, sensitivity, tables, shrink=shrink, rows=rows).losses
