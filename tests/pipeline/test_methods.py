@@ -18,6 +18,7 @@ from bitwright.pipeline import METHODS, Run
 from bitwright.pipeline import processes as pool
 from bitwright.pipeline import search as searching
 from bitwright.pipeline.budget import parse_budget
+from bitwright.report import words
 from pipeline import tiny
 
 SEARCHES = [name for name, method in METHODS.items() if method.search]
@@ -174,3 +175,8 @@ def test_what_cannot_be_meant(start: Any):
     ):
         with pytest.raises(BitwrightError, match=words):
             start(**{name: value})
+
+
+def test_the_report_has_words_for_every_method():
+    assert set(METHODS) == set(words._RULES) == set(words._METHODS) - {"float"}
+    assert all(len(name) < 34 for name in words._METHODS.values())

@@ -81,7 +81,7 @@ class MethodRow:
     """One way to spend the budget, and what came of it.
 
     Attributes:
-        name: `float`, `uniform`, `layers`, `channels` or `cw-hawq`.
+        name: `float`, or what chose the plan, such as `channels`.
         chosen: whether the written files are this one's.
         mean_bits: bits per weight; None for float.
         bytes: size of the file.

@@ -18,6 +18,15 @@ _RULES = {
     "cw-hawq": "The most sensitive channels get the most bits; a search over measured results "
     "decided what share of the weights gets how many.",
     "uniform": "It was not used here: every channel has the same width.",
+    "hawq": "Layers got equal shares of the widths, in the order of their largest curvature.",
+    "pareto": "Of the layers, no less sensitive one got more bits than a more sensitive one.",
+    "ilp": "Bits go to the layers where an integer program finds that they prevent the most loss.",
+    "local-moves": "Bits moved between layers as long as measured results improved.",
+    "cross-entropy": "The most sensitive channels get the most bits; a search over measured "
+    "results decided what share of the weights gets how many.",
+    "random-ratios": "The most sensitive channels get the most bits; the best of some random "
+    "shares of the widths was kept.",
+    "haq": "A search over measured results decided how many bits each layer gets.",
 }
 _UNWANTED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
@@ -28,6 +37,13 @@ _METHODS = {
     "layers": "One width per layer",
     "channels": "One width per channel",
     "cw-hawq": "CW-HAWQ search",
+    "hawq": "HAWQ, one width per layer",
+    "pareto": "HAWQ-V2, one width per layer",
+    "ilp": "HAWQ-V3, one width per layer",
+    "local-moves": "Channels, moved by results",
+    "cross-entropy": "Cross-entropy search",
+    "random-ratios": "Random ratios",
+    "haq": "HAQ search, one width per layer",
 }
 
 
