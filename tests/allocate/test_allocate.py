@@ -373,7 +373,7 @@ def test_two_exact_methods_agree_on_forty_items(k: int) -> None:
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        ("knapsack", "    choice = _finish(whole, choice, critical)\n", ""),
+        ("knapsack", "return _finish(whole, choice, critical)", "return choice"),
         ("exact", "if ceiling <= gap + rounding:", "if True:"),
         ("exact", "regret = priced - least[:, None]", "regret = 3 * (priced - least[:, None])"),
         ("exact", "loss[order][1:] < ahead[:-1]", "loss[order][1:] < 0.9 * ahead[:-1]"),

@@ -379,14 +379,14 @@ _SCORE = "0.5 * trace[:, None] * given.tables[layer.name].error.numpy().T"
 
 def test_the_score_has_the_squared_error():
     """INC hawq_metric.py:617: its comment says trace × L2, its code keeps the trace."""
-    sees(scores, ("quantize.scores", f"found[layer.name] = {_SCORE}",
-                  "found[layer.name] = 0.5 * np.repeat(trace[:, None], 8, 1)"))  # fmt: skip
+    sees(scores, ("quantize.scores", f"losses[layer.name] = {_SCORE}",
+                  "losses[layer.name] = 0.5 * np.repeat(trace[:, None], 8, 1)"))  # fmt: skip
 
 
 def test_the_score_is_not_forced_to_fall_with_the_width():
     """ModelOpt algorithms.py:1067: `min(score, previous)` hides a format that is worse."""
-    sees(scores, ("quantize.scores", f"found[layer.name] = {_SCORE}",
-                  f"found[layer.name] = np.minimum.accumulate({_SCORE}, axis=1)"))  # fmt: skip
+    sees(scores, ("quantize.scores", f"losses[layer.name] = {_SCORE}",
+                  f"losses[layer.name] = np.minimum.accumulate({_SCORE}, axis=1)"))  # fmt: skip
 
 
 def chosen() -> list[str]:
@@ -417,7 +417,11 @@ def test_a_search_returns_the_plan_it_found_good():
     sees(
         chosen,
         ("allocate.search", "or value < self.best[0]:", "or value != self.best[0]:"),
-        ("pipeline.search", "solve(bench, inner, b))), high)", "solve(bench, inner, b))), middle)"),
+        (
+            "pipeline.search",
+            "solve(bench, method, b))), high)",
+            "solve(bench, method, b))), middle)",
+        ),
     )
 
 

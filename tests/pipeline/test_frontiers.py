@@ -119,7 +119,8 @@ def test_which_frontier_is_above_which(method: str, budget: str, start: Any):
         assert loss <= step(found["layers"], cost) * (1 + 1e-9)
     best = step(channels, plan.budget)
     assert plan.loss >= best * (1 - 1e-9)
-    assert (plan.loss == pytest.approx(best, rel=1e-9)) == (method == "channels")
+    if method != "cw-hawq":  # it starts from the channels' plan, and may keep it
+        assert (plan.loss == pytest.approx(best, rel=1e-9)) == (method == "channels")
     if method in ("layers", "uniform"):
         assert plan.loss >= step(found["layers"], plan.cost) * (1 - 1e-9)
 

@@ -166,14 +166,14 @@ def test_processes_that_die_say_so(start: Any, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_cannot_be_meant(start: Any):
-    for name, value, words in (
+    for name, value, message in (
         ("batch", 0, "--batch must be 1 or more, not 0"),
         ("processes", -1, "--processes must be 0 or more, not -1"),
         ("batch", True, "batch must be a whole number"),
         ("method", "HAWQ", "method 'HAWQ' is unknown; use channels, cw-hawq"),
         ("activations", "some", "activations must be 2 to 8, auto or float, not 'some'"),
     ):
-        with pytest.raises(BitwrightError, match=words):
+        with pytest.raises(BitwrightError, match=message):
             start(**{name: value})
 
 
