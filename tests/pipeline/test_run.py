@@ -123,7 +123,8 @@ def test_bounds_hold_with_every_goal(start: Any):
 
 def test_a_loose_budget_ends_the_search_at_once(start: Any):
     run = start(method="cw-hawq", budget="8bit", evaluations=8)
-    assert run.plan.cost == 8 * tiny.WEIGHTS
+    assert run.plan.cost > 7.5 * tiny.WEIGHTS  # some channels lose less at 7 bits than at 8
+    assert len(run.learning) == 1
 
 
 def test_float_activations_and_fine_tuning(start: Any):
@@ -147,7 +148,7 @@ def test_the_order_of_fine_tuning_counts_where_there_is_any(
     found = {}
     for epochs, order in ((0, "all"), (0, "hawq"), (24, "all"), (24, "hawq")):
         saved.clear()
-        run = start(epochs=epochs, order=order)
+        run = start(budget="1.5bit", epochs=epochs, order=order)
         _ = run.quantized
         assert [p.name for p in saved][-1:] == ["model.safetensors"] * bool(
             epochs or order == "all"
@@ -155,7 +156,7 @@ def test_the_order_of_fine_tuning_counts_where_there_is_any(
         found[epochs, order] = run.store.path("model.safetensors").read_bytes()
     assert found[0, "all"] == found[0, "hawq"]
     assert len(set(found.values())) == 3
-    _ = start().quantized, start(epochs=24, order="hawq").quantized
+    _ = start().quantized, start(budget="1.5bit", epochs=24, order="hawq").quantized
     assert run.store.path("model.safetensors").read_bytes() == found[24, "hawq"]
 
 
