@@ -16,6 +16,7 @@ import functools
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,12 +28,17 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitwright.curvature import Sensitivity
+from bitwright.curvature import Estimate, Sensitivity
 from bitwright.curvature.divergence import per_sample
+from bitwright.curvature.forms import inner_products
 from bitwright.curvature.gauss_newton import measure
 from bitwright.curvature.losses import OutputHessian, flatten, output_hessian
 from bitwright.curvature.subjects import NetworkSubject, Pass
+from bitwright.curvature.visits import Integrand, squares
 from bitwright.network import Network, outputs
+from bitwright.quantize import WeightTable
+from bitwright.quantize.actual_error import errors_left
+from bitwright.quantize.scores import toward
 
 #: scores below are no detections, and of boxes of a class that overlap more the best one stays,
 #: both as in the published evaluation; COCO looks at a hundred boxes of a class in an image
@@ -250,17 +256,62 @@ def sensitivity(network: Network, x: Tensor, *, effort: float = 4.0, seed: int =
         network: as captured; x: [n, 3, 352, 352] calibration images.
         effort, seed: as for `bitwright.curvature.gauss_newton`.
     """
-    heads = answers(outputs(network.module, x))
-    blocks = [output_hessian(loss, heads[name])[0] for name, loss in LOSSES.items()]
     channels = {f"layer:{la.weight}": la.rows for la in network.layers}
     channels |= {f"edge:{e.name}": e.shape[0] for e in network.edges}
-    subject = _Heads(NetworkSubject(network, x, "squared", 1, True))  # outputs as they are
-    found, details = measure(
-        subject, OutputHessian(tuple(blocks)), channels, 0.02, effort, 16, seed, lambda f: None
-    )
+    found, details = _measured(network, x, channels, 0.02, effort, seed)
     return Sensitivity(
         "gauss-newton",
         {la.name: found[f"layer:{la.weight}"] for la in network.layers},
         {e.name: found[f"edge:{e.name}"] for e in network.edges},
         details=details,
     )
+
+
+def actual_error(
+    network: Network,
+    tables: Mapping[str, WeightTable],
+    x: Tensor,
+    by_trace: Mapping[str, np.ndarray],
+    *,
+    effort: float = 4.0,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The score `actual-error` for :func:`distance`: layer name -> float64 [rows, 8].
+
+    Args:
+        network, tables: as captured, and fitted to it; x: [n, 3, 352, 352] calibration images.
+        by_trace: the score `trace`, towards which it is shrunk.
+        effort, seed: as for `bitwright.curvature.gauss_newton`.
+    """
+    left = errors_left(network, tables, x)
+    changes = {la.weight: left[la.name] for la in network.layers}
+
+    def forms_of(passed: Pass, weights: Any, directions: list[Tensor], columns: Any) -> Tensor:
+        return inner_products(changes, passed, directions, columns).square_()
+
+    channels = {f"layer:{name}": d.shape[0] * d.shape[1] for name, d in changes.items()}
+    found, _ = _measured(network, x, channels, 0.1, effort, seed, forms_of)
+    scores = {}
+    for layer in network.layers:
+        flat, shape = found[f"layer:{layer.weight}"], (layer.rows, -1)
+        parts = (flat.value, flat.stderr_probe, flat.stderr_data)
+        forms = Estimate(*(v.reshape(shape) for v in parts), flat.samples)
+        scores[layer.name] = 0.5 * toward(forms, 2 * by_trace[layer.name])
+    return scores
+
+
+def _measured(
+    network: Network,
+    x: Tensor,
+    channels: dict[str, int],
+    tolerance: float,
+    effort: float,
+    seed: int,
+    integrand: Integrand = squares,
+) -> tuple[dict[str, Estimate], dict[str, Any]]:
+    heads = answers(outputs(network.module, x))
+    blocks = tuple(output_hessian(loss, heads[name])[0] for name, loss in LOSSES.items())
+    edges = any(key.startswith("edge:") for key in channels)
+    subject = _Heads(NetworkSubject(network, x, "squared", 1, edges))  # outputs as they are
+    hessian, progress = OutputHessian(blocks), lambda fraction: None
+    return measure(subject, hessian, channels, tolerance, effort, 16, seed, progress, integrand)

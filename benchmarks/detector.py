@@ -1,9 +1,9 @@
 """FastestDet at a mean of 4 bits, mixed beside uniform widths. A part of `search.py`.
 
-Weights by channels and activations by edges, both by traces of the detector's own distance
-(`detection.distance`), then the affine correction; uniform: 4 bits for every weight and every
-activation, the image among them. Weights alone and activations alone, the other at 8 bits, say
-where a difference comes from.
+Weights by channels, by either score, and activations by edges, all by the detector's own distance
+(`detection.distance`), then the affine correction; uniform: one width for every weight and one for
+every activation, the image among them. Weights alone and activations alone, the other at 8 bits,
+say where a difference comes from; two wider cases what it is where the detector still detects.
 
 AP50 of 64 images is noisy. Its interval is that of the difference, over images drawn with
 replacement; and the halves of the 128 images are exchanged as well, so that each image is judged
@@ -12,6 +12,7 @@ with what the other half calibrated.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,9 +29,12 @@ from bitwright import allocate, quantize
 from bitwright.allocate import Plan, Problem
 from bitwright.network import build, outputs
 
-BITS, DRAWS = 4, 2000
-#: what is narrow -> (bits of weights, bits of activations)
-CASES = {"weights and activations": (BITS, BITS), "weights": (BITS, 8), "activations": (8, BITS)}
+DRAWS = 2000
+#: bits of weights and of activations; the first is the one with a bar
+CASES = ((4, 4), (4, 8), (8, 4), (4, 6), (3, 8))
+
+#: bits of weights and activations, and method
+Built = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
@@ -38,48 +42,53 @@ class Half:
     """Answers on the judged half of what the other half calibrated.
 
     Attributes:
-        labels: of the judged images.
-        answers: "float", or (bits of weights, bits of activations, method) -> [n, 85, 22, 22].
-        used: mean bits of the same.
+        labels: of the judged images; reference: the float network's answers, [n, 85, 22, 22].
+        answers: the quantized networks'.
+        used: mean bits of their weights and activations.
     """
 
     labels: Tensor
-    answers: Mapping[str | tuple[int, int, str], Tensor]
-    used: Mapping[tuple[int, int, str], tuple[float, float]]
+    reference: Tensor
+    answers: Mapping[Built, Tensor]
+    used: Mapping[Built, tuple[float, float]]
 
 
-def calibrated(
-    seen: Tensor, judged: Tensor, labels: Tensor, cases: Mapping[str, tuple[int, int]] = CASES
-) -> Half:
+def calibrated(seen: Tensor, judged: Tensor, labels: Tensor, *, quick: bool = False) -> Half:
     """Measure, choose widths, round and correct on the images seen; answer on the judged ones."""
     network = build(fastestdet.fastestdet(), seen)
     sensitivity = detection.sensitivity(network, seen)
     tables = quantize.weight_tables(network)
     edges = quantize.edge_tables(network, seen)
+    losses = {"trace": quantize.channel_losses("trace", network, sensitivity, tables)}
+    if not quick:
+        losses["actual-error"] = detection.actual_error(network, tables, seen, losses["trace"])
     x = seen[: quantize.rows_that_fit(network)]
     reference = quantize.float_outputs(network, x)
-    answers: dict[str | tuple[int, int, str], Tensor] = {"float": outputs(network.module, judged)}
-    used = {}
-    for bits in cases.values():
-        for method in ("mixed", "uniform"):
-            budget = bits[0] * network.weights
-            weights = _solved(
-                quantize.channel_problem(network, sensitivity, tables, budget), bits[0], method
-            )
-            numbers = _solved(
-                quantize.edge_problem(network, sensitivity, edges, bits[1]), bits[1], method
-            )
-            layers = quantize.round_weights(network, tables, quantize.plan_bits(network, weights))
-            grids = {g: edges[g].grids[b] for g, b in zip(sorted(edges), numbers.bits, strict=True)}
-            built = quantize.correct(network, layers, grids, x, reference)
-            answers[*bits, method] = quantize.simulate(built, judged)
-            used[*bits, method] = _mean(weights, bits[0]), _mean(numbers, bits[1])
-    return Half(labels, answers, used)
+    answers, used = {}, {}
+    cases = CASES[:1] if quick else CASES
+    for case, method in itertools.product(cases, ("uniform", *losses)):
+        score = losses.get(method, losses["trace"])
+        budget = case[0] * network.weights
+        by_channel = quantize.channel_problem(network, sensitivity, tables, budget, score=score)
+        by_edge = quantize.edge_problem(network, sensitivity, edges, case[1])
+        plans = [
+            _solved(problem, bits, method)
+            for problem, bits in zip((by_channel, by_edge), case, strict=True)
+        ]
+        widths = quantize.plan_bits(network, plans[0])
+        grids = {g: edges[g].grids[b] for g, b in zip(sorted(edges), plans[1].bits, strict=True)}
+        layers = quantize.round_weights(network, tables, widths)
+        built = quantize.correct(network, layers, grids, x, reference)
+        answers[*case, method] = quantize.simulate(built, judged)
+        used[*case, method] = tuple(
+            _mean(plan, bits) for plan, bits in zip(plans, case, strict=True)
+        )
+    return Half(labels, outputs(network.module, judged), answers, used)
 
 
 def _solved(problem: Problem, bits: int, method: str) -> Plan:
     """Mixed widths are for what is narrow: at 8 bits all have them."""
-    mixed = method == "mixed" and bits < 8
+    mixed = method != "uniform" and bits < 8
     return allocate.knapsack(problem) if mixed else allocate.uniform(problem)
 
 
@@ -93,8 +102,7 @@ def detector(rows: harness.Rows, quick: bool) -> None:
     data = {k: torch.from_numpy(v) for k, v in fastestdet.coco().items()}
     seen, judged = (data["train_x"], data["train_y"]), (data["test_x"], data["test_y"])
     if quick:
-        few = {"weights and activations": (BITS, BITS)}
-        found = [calibrated(seen[0][:4], *(t[:4] for t in judged), few)]
+        found = [calibrated(seen[0][:4], *(t[:4] for t in judged), quick=True)]
     else:
         found = [calibrated(seen[0], *judged), calibrated(judged[0], *seen)]
     for count in range(1, len(found) + 1):
@@ -106,40 +114,39 @@ def _rows(rows: harness.Rows, halves: list[Half], quick: bool) -> None:
     labels = torch.cat(
         [pad(h.labels, (0, 0, 0, most - h.labels.shape[1]), value=-1) for h in halves]
     )
+    reference = torch.cat([half.reference for half in halves])
     n = len(labels)
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 50 if quick else DRAWS)
     draws = np.concatenate([np.ones((1, n), dtype=np.int64), times])  # the images as they are first
-    words = f"{n} images" + (", halves exchanged" if len(halves) > 1 else "")
-
-    def answers(which: str | tuple[int, int, str]) -> Tensor:
-        return torch.cat([half.answers[which] for half in halves])
-
-    whole = answers("float")
-    best = detection.map50(whole, labels)
-    for name, bits in CASES.items():
-        if (*bits, "mixed") not in halves[0].answers:
+    best = detection.map50(reference, labels)
+    precision: dict[Built, np.ndarray] = {}
+    apart: dict[Built, Tensor] = {}
+    for which in halves[0].answers:
+        value = torch.cat([half.answers[which] for half in halves])
+        precision[which] = detection.resampled_map50(value, labels, draws)
+        apart[which] = detection.distance(reference, value)
+    for which in precision:
+        uniform = (*which[:2], "uniform")
+        if which == uniform or (which[0] == 8 and which[2] != "trace"):  # no score has a share
             continue
-        found, apart = {}, {}
-        for method in ("mixed", "uniform"):
-            value = answers((*bits, method))
-            found[method] = detection.resampled_map50(value, labels, draws)
-            apart[method] = detection.distance(whole, value)
-        moved = found["mixed"] - found["uniform"]
+        moved = precision[which] - precision[uniform]
         low, high = np.quantile(moved[1:], (0.025, 0.975))
-        both = name == "weights and activations"
-        far = apart["mixed"] - apart["uniform"]
+        far = apart[which] - apart[uniform]
+        barred = which[:2] == CASES[0]
         rows.add(
-            f"mAP50, mixed - uniform, FastestDet, {name} at {BITS} bits, {words}",
+            f"mAP50, mixed - uniform, FastestDet, weights {which[0]} bits, activations {which[1]} "
+            f"bits, by {which[2]}, {n} images",
             float(moved[0]),
-            "> 0 with 95 % confidence" if both else "",
-            None if quick or not both else bool(low > 0),
+            "> 0 with 95 % confidence" if barred else "",
+            bool(low > 0) if barred and not quick else None,
             "uniform",
-            float(found["uniform"][0]),
-            mixed=round(float(found["mixed"][0]), 5),
+            float(precision[uniform][0]),
+            mixed=round(float(precision[which][0]), 5),
             float_network=round(best, 5),
             interval=[round(float(low), 5), round(float(high), 5)],
             draws=len(times),
-            distance={m: round(float(d.mean()), 4) for m, d in apart.items()},
+            distance=round(float(apart[which].mean()), 4),
+            distance_of_uniform=round(float(apart[uniform].mean()), 4),
             distance_difference=[round(float(far.mean()), 4), round(main_job.stderr(far), 4)],
-            mean_bits={m: halves[0].used[*bits, m] for m in apart},
+            mean_bits=halves[0].used[which],
         )
