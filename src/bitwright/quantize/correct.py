@@ -104,10 +104,10 @@ def correct(
         axis = channel_axis(layer)
         if len(layer.calls) == 1:
             target = reference[node.name]
-            stored, a = _fit(layer, stored, value, target, gain)
+            stored, a = fit_affine(layer, stored, value, target, gain)
             fixed[layer.name] = stored
-            value = value.mul_(_along(a, value, axis))
-        value = value.add_(_along(stored.bias, value, axis))
+            value = value.mul_(along(a, value, axis))
+        value = value.add_(along(stored.bias, value, axis))
         return edge(node.name, value)
 
     with torch.no_grad():
@@ -115,14 +115,15 @@ def correct(
     return Quantized(network, fixed, edges)
 
 
-def _along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
+def along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
+    """The vector, to be broadcast with `like` along an axis."""
     shape = [1] * like.ndim
     shape[axis] = -1
     return vector.reshape(shape)
 
 
-def _fit(
-    layer: Layer, stored: QuantizedLayer, value: Tensor, target: Tensor, gain: bool
+def fit_affine(
+    layer: Layer, stored: QuantizedLayer, value: Tensor, target: Tensor, gain: bool = True
 ) -> tuple[QuantizedLayer, Tensor]:
     """The corrected layer, and the gain the outputs are to be multiplied with."""
     axis = channel_axis(layer)
