@@ -131,12 +131,60 @@ def test_between_the_best_of_all_roundings_and_the_nearest():
     [
         (".argmax(1, keepdim=True)", ".argmin(1, keepdim=True)"),
         ("(felt * other).sum(2)", "(level * other).sum(2)"),
-        ("round_scale(own * gain.float())", "round_scale(own)"),
+        ("round_scale(scale * torch", "round_scale(1.1 * scale * torch"),
     ],
 )
 def test_a_wrong_choice_of_scale_is_seen(old: str, new: str):
     with mutated("quantize.feedback", old, new):
         assert out_of_order()
+
+
+def descended(codes: Tensor, weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+    """Descent taken literally: while a weight's nearest best level lowers the error, move it."""
+    codes = codes.clone()
+    s, half = grid.scale.double(), grid.zero.double() / 2
+    for r in range(len(weight)):
+        for _ in range(100):
+            before = codes[r].clone()
+            for i in range(weight.shape[1]):
+                tried = codes[r].repeat(2 ** int(grid.bits[r]), 1)
+                tried[:, i] = torch.arange(len(tried))
+                change = s[r] * (tried - half[r]) - weight[r].double()
+                codes[r] = tried[int(((change @ gram) * change).sum(1).argmin())]
+            if torch.equal(before, codes[r]):
+                break
+    return codes
+
+
+def descends_wrongly() -> list[int]:
+    bad = []
+    for seed in range(8):
+        weight, gram, _ = problem(seed, fan_in=(5, 40)[seed % 2])
+        grid = fit(weight, 1 + seed % 3)[0]
+        start = quantize(weight, grid).double()
+        parts = (start, weight, gram, grid.scale, grid.zero, 2**grid.bits - 1)
+        found = columns_of.descend(*(t[None] for t in parts), sweeps=100)[0]
+        if not torch.equal(found, descended(start, weight, gram, grid)):
+            bad.append(seed)
+    return bad
+
+
+def test_descent_is_descent_taken_literally():
+    assert descends_wrongly() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("step * (step + 2 * pull) < 0", "step * (step + pull) < 0"),
+        ("slope += steps @ h[:, a:b]", "slope -= steps @ h[:, a:b]"),
+        ("inside += step", "inside -= step"),
+        ("now - pull, s", "now - 0.5 * pull, s"),
+    ],
+)
+def test_wrong_descent_is_seen(old: str, new: str):
+    with mutated("arith.feedback", old, new):
+        assert descends_wrongly()
 
 
 def test_feedback_leaves_less_than_nearest():

@@ -1,14 +1,19 @@
-"""Rounding one weight after another, each rounding's error fed back to the weights still to come.
+"""Rounding one weight after another, each one's error fed back to the weights still to come.
 
-A layer's output error with weights q in place of w is `(q − w)ᵀ H (q − w)` in each row, H the second
-moment of its inputs. Rounding weight i by `e = w_i − q_i`, the weights not yet rounded are moved to
-where they make up for it best (Optimal Brain Surgeon):
+A layer's output error with weights q in place of w is `(q − w)ᵀ H (q − w)` in each row, H the
+second moment of its inputs. Rounding weight i by `e = w_i − q_i`, the weights not yet rounded are
+moved to where they make up for it best (Optimal Brain Surgeon):
 
     w_j ← w_j − e · U_ij / U_ii      for j > i ,   Uᵀ U = (H + λI)⁻¹ ,  U upper triangular,
 
-the Cholesky form of GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1; its one weight at a time is
-OBQ, arXiv 2208.11580). Weights are taken by descending `H_ii`, GPTQ's `act_order`. All rows go at
-once, each on its own grid; they do not touch each other.
+the Cholesky form of GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1; its one weight at a time
+is OBQ, arXiv 2208.11580). Weights are taken by descending `H_ii`, GPTQ's `act_order`.
+
+Weights rounded early know nothing of the roundings to come. Descent goes over all of them again and
+puts each on the level that is best given all others, `q_i ← nearest(q_i − [H (q − w)]_i / H_ii)`,
+until none moves (QuantEase, Behdin et al., arXiv 2309.01885): the error never grows.
+
+All rows go at once, each on its own grid; they do not touch each other.
 """
 
 from __future__ import annotations
@@ -49,6 +54,49 @@ def round_columns(
             w[:, :, i + 1 : b] -= e[:, :, None] * u[:, None, i, i + 1 : b]
         w[:, :, b:] -= errors @ u[:, a:b, b:]
     return codes.gather(2, order.argsort(dim=1)[:, None].expand_as(codes))
+
+
+def descend(
+    codes: Tensor,
+    weight: Tensor,
+    gram: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    top: Tensor,
+    sweeps: int = 3,
+) -> Tensor:
+    """Codes with an error no larger, from at most `sweeps` times over all weights; as above.
+
+    Args:
+        codes: float64 [G, r, K], integers.
+        weight, gram, scale, zero, top: as for :func:`round_columns`; gram with a positive diagonal.
+    """
+    count = codes.shape[2]
+    v, h, w = codes.clone(), gram.double(), weight.double()
+    s, half, most = scale.double(), zero.double() / 2, top.double()
+    slope = (s[..., None] * (v - half[..., None]) - w) @ h
+    for _ in range(sweeps):
+        moved = False
+        for a in range(0, count, _BLOCK):
+            b = min(a + _BLOCK, count)
+            steps = torch.zeros_like(v[:, :, a:b])
+            inside = slope[:, :, a:b].clone()
+            for i in range(a, b):
+                now = s * (v[:, :, i] - half)
+                pull = inside[:, :, i - a] / h[:, i, i, None]
+                better = nearest(now - pull, s, half, most)
+                step = s * (better - v[:, :, i])
+                gains = step * (step + 2 * pull) < 0
+                step = torch.where(gains, step, 0.0)
+                v[:, :, i] = torch.where(gains, better, v[:, :, i])
+                steps[:, :, i - a] = step
+                inside += step[:, :, None] * h[:, None, i, a:b]
+            if steps.any():
+                moved = True
+                slope += steps @ h[:, a:b]
+        if not moved:
+            break
+    return v
 
 
 def nearest(weight: Tensor, scale: Tensor, half: Tensor, top: Tensor) -> Tensor:

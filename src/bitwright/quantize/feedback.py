@@ -1,4 +1,4 @@
-"""Rounding by error feedback: a layer's later weights make up for what rounding the earlier ones did.
+"""Rounding by error feedback: later weights make up for what rounding the earlier ones did.
 
 Layers are rounded in order, each for the inputs x that the rounded ones before it give, and towards
 the float network's output there (x₀ its inputs, W its weights):
@@ -7,11 +7,11 @@ the float network's output there (x₀ its inputs, W its weights):
     W* = W + W C (H + λI)⁻¹ ,   H = cov(x, x) ,   C = cov(x₀ − x, x) ,
 
 so that what earlier layers got wrong is made up for before anything is rounded (Qronos, Zhang et
-al., arXiv 2505.11695, in closed form); W* is rounded column by column
-(:mod:`bitwright.arith.feedback`: GPTQ, arXiv 2210.17323). Moments are centred and errors judged with
-the best gain, as :mod:`~bitwright.quantize.correct` follows. Each row takes the scale, of a few
-around its table's, that leaves the least error. docs/decisions/0011-error-feedback.md has what each
-of these is worth, and what is worth nothing.
+al., arXiv 2505.11695, in closed form). W* is rounded column by column and improved by descent
+(:mod:`bitwright.arith.feedback`). Moments are centred and errors judged with the best gain, as
+:mod:`~bitwright.quantize.correct` follows. Each row takes the scale, of a few around its table's,
+that leaves the least error. docs/decisions/0011-error-feedback.md has what each of these is worth,
+and what is worth nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from bitwright.arith.feedback import damped, nearest, round_columns
+from bitwright.arith.feedback import damped, descend, nearest, round_columns
 from bitwright.arith.grid import MAX_BITS, Grid, round_scale
 from bitwright.network import Layer, Network, run
 from bitwright.quantize.activations import EdgeGrid, fake_quantize
@@ -181,7 +181,8 @@ def fed_back(
 ) -> tuple[Tensor, Tensor]:
     """Codes [G, r, K] and scales float32 [G, r] with the least error of all :data:`SCALES`.
 
-    Rounding to nearest is one more candidate: greedy feedback now and then does worse. Errors are compared, and the scale is left, at the best gain: `wᵀHw − (qᵀHw)² / qᵀHq`.
+    Rounding to nearest is one more candidate: greedy feedback now and then does worse. Errors are
+    compared, and the scale is left, at the best gain: `wᵀHw − (qᵀHw)² / qᵀHq`.
 
     Args:
         weight: float64 [G, r, K]; gram: float64 [G, K, K].
@@ -197,11 +198,7 @@ def fed_back(
     )
     plain = (t.double()[..., None] for t in (scale, zero / 2, top))
     codes = torch.cat([codes, nearest(weight, *plain)], 1)
-    level = codes - zeros[..., None] / 2
-    felt = level @ gram
-    common, size = ((felt * other).sum(2) for other in (repeated, level))
-    size = size.clamp(min=1e-300)
-    kept = common.clamp(min=0).square() / size  # a gain is positive
+    kept, best_scale = _best_gain(codes, scales, zeros, repeated, gram)
     best = kept.unflatten(1, (tried, rows)).argmax(1, keepdim=True)
 
     def chosen(values: Tensor) -> Tensor:
@@ -209,10 +206,24 @@ def fed_back(
         at = best.reshape(*best.shape, *[1] * (values.ndim - 3))
         return values.gather(1, at.expand(-1, 1, *values.shape[2:]))[:, 0]
 
-    own = chosen(scales)
-    gain = (chosen(common / size) / own).clamp(*GAINS)
-    gain = torch.where(chosen(kept) > 0, gain, 1.0)
-    return chosen(codes), round_scale(own * gain.float())
+    codes, scale, kept = chosen(codes), chosen(best_scale), chosen(kept)
+    better = descend(codes, weight, damped(gram, DAMPING), scale, zero, top)
+    now, refitted = _best_gain(better, scale, zero, weight, gram)
+    gains = now > kept
+    return torch.where(gains[..., None], better, codes), torch.where(gains, refitted, scale)
+
+
+def _best_gain(
+    codes: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, gram: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the best gain leaves out of `wᵀHw`, and the scale with it, of every row: [G, r]."""
+    level = codes - zero[..., None] / 2
+    felt = level @ gram
+    common, size = ((felt * other).sum(2) for other in (weight, level))
+    size = size.clamp(min=1e-300)
+    gain = (common / size / scale).clamp(*GAINS)
+    fitted = round_scale(scale * torch.where(common > 0, gain, 1.0).float())
+    return common.clamp(min=0).square() / size, fitted
 
 
 def _seen(layer: Layer, node: Node, inputs: Tensor, floats: Tensor) -> Moments:
