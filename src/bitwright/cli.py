@@ -68,6 +68,9 @@ ProfileFile = Annotated[
 ]
 Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
 Activations = Annotated[str, typer.Option(help="Mean bits of activations, 2 to 8, or float.")]
+Rounding = Annotated[
+    str, typer.Option(help="nearest; or feedback: weights make up for each other's errors.")
+]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
@@ -84,7 +87,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "seed", "skip", "evaluations", "calibration_rows", "device",
-    "max_bops", "max_latency", "profile",
+    "max_bops", "max_latency", "profile", "rounding",
 )  # fmt: skip
 
 
@@ -113,6 +116,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         max_bops: MaxBops = None,
         max_latency: MaxLatency = None,
         profile: ProfileFile = None,
+        rounding: Rounding = "nearest",
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
@@ -221,7 +225,7 @@ def _may_be(name: str, value: object) -> bool:
     if name in ("max_drop", "max_kl"):
         return value is None or isinstance(value, int | float)
     return isinstance(value, str) or (
-        value is None and name not in ("method", "activations", "device")
+        value is None and name not in ("method", "activations", "device", "rounding")
     )
 
 
@@ -267,6 +271,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             max_bops=given["max_bops"],
             max_latency=given["max_latency"],
             profile=given["profile"],
+            rounding=given["rounding"],
         )
     )
     if given["task"] is not None:
@@ -481,7 +486,7 @@ def _defaults() -> dict[str, Any]:
     """Options of a run that nobody typed."""
     return dict.fromkeys(_REMEMBERED) | {
         "method": "channels", "epochs": 0, "seed": 0, "activations": "8", "evaluations": 150,
-        "calibration_rows": 1024, "device": "cpu",
+        "calibration_rows": 1024, "device": "cpu", "rounding": "nearest",
     }  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def compress(
         progress: called with a stage's name and the finished fraction.
         **options: fields of :class:`bitwright.Settings`: method, activations, epochs, seed,
             max_kl, max_drop, overrides, skip, evaluations, calibration_rows, device, max_bops,
-            max_latency, profile.
+            max_latency, profile, rounding.
 
     Raises:
         BitwrightError: the input is wrong; one line says what, where, and what to do.

@@ -336,6 +336,7 @@ class Run:
             self.bounds,
             self.pool,
             limits,
+            self.settings.rounding,
         )
 
     @property
@@ -346,6 +347,7 @@ class Run:
             self.base_key,
             s.method,
             s.activations,
+            s.rounding,
             s.budget,
             s.max_kl,
             s.max_drop,

@@ -19,7 +19,7 @@ from bitwright.deploy import onnx_file
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, outputs
 from bitwright.pipeline.settings import Settings
-from bitwright.quantize import EdgeGrid, Quantized, WeightTable
+from bitwright.quantize import EdgeGrid, Moments, Quantized, QuantizedLayer, WeightTable
 from bitwright.quantize.scores import WIDTHS
 
 #: rows the correction looks at, and rows that judge a plan
@@ -152,6 +152,7 @@ class Workbench:
         bounds: what overrides leave to choose.
         pool: [m, ...] further calibration rows, which a search is rewarded on.
         limits: bounds beside the budget.
+        rounding: of the weights, one of `ROUNDINGS`.
     """
 
     network: Network
@@ -164,9 +165,11 @@ class Workbench:
     bounds: Bounds
     pool: Tensor
     limits: tuple[Limit, ...] = ()
+    rounding: str = "nearest"
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
     _reward: Tensor | None = None
+    _moments: dict[str, Moments] | None = None
 
     def problem(self, budget_bits: int) -> Problem:
         """One item a channel, ties of the overrides and the limits applied."""
@@ -193,17 +196,37 @@ class Workbench:
 
     def build(self, plan: Plan) -> Quantized:
         """Round, then correct."""
-        return self._corrected(plan, CORRECTION_ROWS)
-
-    def _corrected(self, plan: Plan, rows: int) -> Quantized:
-        x, reference = self._reference(rows)
         bits = quantize.plan_bits(self.network, plan)
-        layers = quantize.round_weights(self.network, self.tables, bits)
+        if self.rounding == "nearest":
+            layers = quantize.round_weights(self.network, self.tables, bits)
+        else:
+            layers = quantize.round_with_feedback(
+                self.network, self.tables, bits, self._feedback_rows(), self.edges
+            )
+        return self._corrected(layers, CORRECTION_ROWS)
+
+    def _corrected(self, layers: dict[str, QuantizedLayer], rows: int) -> Quantized:
+        x, reference = self._reference(rows)
         return quantize.correct(self.network, layers, self.edges, x, reference)
 
+    def _feedback_rows(self) -> Tensor:
+        rows = min(quantize.rows_at_once(self.network), max(4, len(self.calibration) // 2))
+        return self.calibration[:rows]
+
+    def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:
+        """Many plans share the moments of the float network's inputs: a fraction of the time."""
+        bits = quantize.plan_bits(self.network, plan)
+        if self.rounding == "nearest":
+            return quantize.round_weights(self.network, self.tables, bits)
+        if self._moments is None:
+            self._moments = quantize.float_moments(self.network, self._feedback_rows())
+        return quantize.round_by_moments(self.network, self.tables, bits, self._moments)
+
     def held_out(self) -> Tensor:
-        """Calibration rows that the correction never sees."""
+        """Calibration rows that neither correction nor feedback sees."""
         used = len(self._reference(CORRECTION_ROWS)[0])
+        if self.rounding == "feedback":
+            used = max(used, len(self._feedback_rows()))
         rows = self.calibration[used : used + HELD_OUT_ROWS]
         return rows if len(rows) else self.calibration[-HELD_OUT_ROWS:]
 
@@ -222,7 +245,9 @@ class Workbench:
         rows = self.pool[:REWARD_ROWS]
         if self._reward is None:
             self._reward = outputs(self.network.module, rows)
-        found = quantize.simulate(self._corrected(plan, REWARD_CORRECTION_ROWS), rows)
+        found = quantize.simulate(
+            self._corrected(self._rounded_in_a_search(plan), REWARD_CORRECTION_ROWS), rows
+        )
         soft = REWARD_TEMPERATURE if self.kind == "kl" else 1.0
         values = per_sample(self._reward / soft, found / soft, self.kind, self.class_axis)
         return soft**2 * float(values.mean())

@@ -19,6 +19,7 @@ from bitwright.quantize import EDGE_WIDTHS
 from bitwright.quantize.scores import WIDTHS
 
 METHODS = ("channels", "cw-hawq", "layers", "uniform")
+ROUNDINGS = ("nearest", "feedback")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Settings:
         method: one of :data:`METHODS`.
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
+        rounding: one of :data:`ROUNDINGS`.
         epochs: of fine-tuning.
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
@@ -59,6 +61,7 @@ class Settings:
     max_bops: str | None = None
     max_latency: str | None = None
     profile: str | None = None
+    rounding: str = "nearest"
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -82,6 +85,9 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(f"skip must be names of layers, not {skip!r}")
     if settings.method not in METHODS:
         raise BitwrightError(f"method {settings.method!r} is unknown; use {', '.join(METHODS)}")
+    if settings.rounding not in ROUNDINGS:
+        names = ", ".join(ROUNDINGS)
+        raise BitwrightError(f"rounding {settings.rounding!r} is unknown; use {names}")
     bits: Any = settings.activations
     number = isinstance(bits, int | float) and not isinstance(bits, bool)
     if bits is not None and not (number and EDGE_WIDTHS[0] <= bits <= EDGE_WIDTHS[-1]):

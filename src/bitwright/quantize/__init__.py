@@ -3,6 +3,8 @@
 from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
+from bitwright.quantize.feedback import round_by_moments, round_with_feedback, rows_at_once
+from bitwright.quantize.moments import Moments, float_moments
 from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
 from bitwright.quantize.scores import SCORES, Rows, channel_losses
 from bitwright.quantize.simulate import simulate
@@ -19,6 +21,7 @@ __all__ = [
     "SCORES",
     "EdgeGrid",
     "EdgeTable",
+    "Moments",
     "Quantized",
     "QuantizedLayer",
     "Rows",
@@ -29,11 +32,15 @@ __all__ = [
     "correct",
     "edge_problem",
     "edge_tables",
+    "float_moments",
     "float_outputs",
     "layer_ties",
     "mean_bits",
     "plan_bits",
+    "round_by_moments",
     "round_weights",
+    "round_with_feedback",
+    "rows_at_once",
     "rows_that_fit",
     "simulate",
     "trace_order",
