@@ -170,11 +170,20 @@ class Workbench:
     _target: Tensor | None = None
     _reward: Tensor | None = None
     _moments: dict[str, Moments] | None = None
+    _losses: dict[str, np.ndarray] | None = None
 
     def problem(self, budget_bits: int) -> Problem:
-        """One item a channel, ties of the overrides and the limits applied."""
+        """One item a channel, ties of the overrides and the limits applied.
+
+        Losses are those that the rounding leaves: by the trace for nearest, else by `feedback`.
+        """
         problem = quantize.channel_problem(
-            self.network, self.sensitivity, self.tables, budget_bits, self.bounds.allowed
+            self.network,
+            self.sensitivity,
+            self.tables,
+            budget_bits,
+            self.bounds.allowed,
+            score="trace" if self.rounding == "nearest" else self._losses_with_feedback(),
         )
         count = np.bincount(self.bounds.root, minlength=len(self.network.layers))
         owner = self.layer_ties()
@@ -182,6 +191,14 @@ class Workbench:
         for first in np.flatnonzero(count > 1):
             tie[owner == first] = tie[owner == first].min()
         return problem.with_ties(tie).with_limits(*self.limits)
+
+    def _losses_with_feedback(self) -> dict[str, np.ndarray]:
+        if self._losses is None:
+            rows = quantize.Rows(self.calibration, kind=self.kind, class_axis=self.class_axis)
+            self._losses = quantize.channel_losses(
+                "feedback", self.network, self.sensitivity, self.tables, rows=rows
+            )
+        return self._losses
 
     def layer_ties(self) -> np.ndarray:
         """One tie id for all channels of a layer and of those tied to it."""
