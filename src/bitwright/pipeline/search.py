@@ -227,7 +227,7 @@ class Workbench:
         return quantize.correct(self.network, layers, self.edges, x, reference)
 
     def _feedback_rows(self) -> Tensor:
-        rows = min(quantize.rows_at_once(self.network), max(4, len(self.calibration) // 2))
+        rows = min(quantize.FEEDBACK_ROWS, max(4, len(self.calibration) // 2))
         return self.calibration[:rows]
 
     def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:

@@ -3,7 +3,7 @@
 from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
-from bitwright.quantize.feedback import round_by_moments, round_with_feedback, rows_at_once
+from bitwright.quantize.feedback import FEEDBACK_ROWS, round_by_moments, round_with_feedback
 from bitwright.quantize.moments import Moments, float_moments
 from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
 from bitwright.quantize.scores import SCORES, Rows, channel_losses
@@ -18,6 +18,7 @@ from bitwright.quantize.weights import (
 
 __all__ = [
     "EDGE_WIDTHS",
+    "FEEDBACK_ROWS",
     "SCORES",
     "EdgeGrid",
     "EdgeTable",
@@ -40,7 +41,6 @@ __all__ = [
     "round_by_moments",
     "round_weights",
     "round_with_feedback",
-    "rows_at_once",
     "rows_that_fit",
     "simulate",
     "trace_order",

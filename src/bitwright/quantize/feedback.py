@@ -26,9 +26,10 @@ from torch.fx import Node
 
 from bitwright.arith.feedback import damped, descend, nearest, round_columns
 from bitwright.arith.grid import MAX_BITS, Grid, round_scale
-from bitwright.network import Layer, Network, run
+from bitwright.network import Layer, Network
 from bitwright.quantize.activations import EdgeGrid, fake_quantize
 from bitwright.quantize.correct import GAINS, along, fit_affine
+from bitwright.quantize.lockstep import Both, operate, run_both
 from bitwright.quantize.moments import Moments, Sums, float_moments
 from bitwright.quantize.weights import QuantizedLayer, WeightTable, channel_axis
 
@@ -53,54 +54,52 @@ def round_with_feedback(
 
     A layer used several times is rounded for the float network's inputs of all its uses. Costs a
     pass of the float and of the quantized network, side by side, and fan-in³ + positions · fan-in²
-    of each layer; memory for the activations of one operation on all rows.
+    of each layer; memory is bounded (:mod:`bitwright.quantize.lockstep`).
 
     Args:
         network: captured float network.
         tables: from :func:`~bitwright.quantize.weight_tables`.
         bits: layer name -> int64 [rows], 1 to 8.
-        x: [n, ...] rows; see :func:`rows_at_once`.
+        x: [n, ...] rows; :data:`FEEDBACK_ROWS` are plenty.
         edges: grids of the activations; none for float ones.
         progress: called with the finished fraction.
     """
     by_call = {name: layer for layer in network.layers for name in layer.calls}
-    group = {e.name: e.group for e in network.edges}
-    grids, n = edges or {}, len(x)
+    group, grids = {e.name: e.group for e in network.edges}, edges or {}
     several = {la.name: la for la in network.layers if len(la.calls) > 1}
     shared = float_moments(network, x, several) if several else {}
     found: dict[str, QuantizedLayer] = {}
 
-    def edge(name: str, value: Any) -> Any:
-        grid = grids.get(group.get(name, -1))
-        if grid is None:
-            return value
-        return torch.cat([value[:n], fake_quantize(value[n:], grid)])
+    def edge(node: Node, value: Any) -> Any:
+        grid = grids.get(group.get(node.name, -1))
+        return value if grid is None else value.map(lambda v: fake_quantize(v, grid))
 
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = by_call.get(node.name)
         if layer is None:
-            return edge(node.name, node.target(*args, **kwargs))  # type: ignore[operator]
-        floats, inputs = args[0][:n], args[0][n:]
-        target = node.target(floats, *args[1:], **kwargs)  # type: ignore[operator]
-        if layer.name not in found:
-            moments = shared.get(layer.name) or _seen(layer, node, inputs, floats)
-            found[layer.name] = round_layer(
-                network, layer, tables[layer.name], bits[layer.name], moments
-            )
-            if progress:
-                progress(len(found) / len(network.layers))
-        stored, axis = found[layer.name], channel_axis(layer)
-        weight = stored.matrix().reshape(layer.shape)
-        value = node.target(inputs, weight, None, *args[3:], **kwargs)  # type: ignore[operator]
+            return edge(node, operate(node, args, kwargs))
+        x, rest = args[0], args[3:]
+
+        def rounded(stored: QuantizedLayer, bias: Tensor | None) -> list[Tensor]:
+            weight = stored.matrix().reshape(layer.shape)
+            return [node.target(r, weight, bias, *rest, **kwargs) for r in x.rounded]  # type: ignore[operator]
+
+        target = [node.target(f, *args[1:], **kwargs) for f in x.floats]  # type: ignore[operator]
+        if layer.name in found:
+            return edge(node, Both(target, rounded(found[layer.name], found[layer.name].bias)))
+        moments = shared.get(layer.name) or _seen(layer, node, x)
+        stored = round_layer(network, layer, tables[layer.name], bits[layer.name], moments)
+        value, axis = rounded(stored, None), channel_axis(layer)
         if len(layer.calls) == 1:
             stored, gain = fit_affine(layer, stored, value, target)
-            found[layer.name] = stored
-            value = value.mul_(along(gain, value, axis))
-        value = value.add_(along(stored.bias, value, axis))
-        return edge(node.name, torch.cat([target, value]))
+            value = [v.mul_(along(gain, v, axis)) for v in value]
+        found[layer.name] = stored
+        if progress:
+            progress(len(found) / len(network.layers))
+        return edge(node, Both(target, [v.add_(along(stored.bias, v, axis)) for v in value]))
 
     with torch.no_grad():
-        run(network.module, torch.cat([x, x]), call, enter=lambda node, v: edge(node.name, v))
+        run_both(network, x, call, edge)
     return found
 
 
@@ -141,13 +140,6 @@ def errors_left(
             changes.append(torch.cat([weights, offset[:, None]], 1))
         found[la.name] = torch.stack(changes, 1)
     return found
-
-
-def rows_at_once(network: Network, limit_bytes: float = 1.0e9) -> int:
-    """How many rows, at most :data:`FEEDBACK_ROWS`, a pass of both networks can hold."""
-    sizes = [int(np.prod(node.meta.get("row_shape", ()))) for node in network.module.graph.nodes]
-    # the largest operation's input and output, of both networks, and copies on the way
-    return max(4, min(FEEDBACK_ROWS, int(limit_bytes // (4 * 2 * 3 * max(sizes)))))
 
 
 def round_layer(
@@ -226,9 +218,10 @@ def _best_gain(
     return common.clamp(min=0).square() / size, fitted
 
 
-def _seen(layer: Layer, node: Node, inputs: Tensor, floats: Tensor) -> Moments:
+def _seen(layer: Layer, node: Node, x: Both) -> Moments:
     sums = Sums(layer)
-    sums.add(node, inputs, floats)
+    for floats, inputs in zip(x.floats, x.rounded, strict=True):
+        sums.add(node, inputs, floats)
     return sums.moments()
 
 

@@ -45,23 +45,24 @@ class Sums:
         self.drift = torch.zeros(shape, dtype=torch.float64)
         self.mean = torch.zeros(shape[:2], dtype=torch.float64)
         self.mean_drift = torch.zeros(shape[:2], dtype=torch.float64)
-        self.count = 0
+        self.count = self.turn = 0
 
     def add(self, node: Node, x: Tensor, floats: Tensor | None = None) -> None:
-        """What one call sees: the inputs x, [n, …], and the float network's there."""
+        """What one call sees: the inputs x, and the float network's there; any number of times."""
         positions = math.prod(node.meta["row_shape"]) // self.layer.rows
         size = max(1, _LIMIT // (self.layer.groups * self.layer.fan_in * positions))
         pieces = x.split(size)
         beside = [None] * len(pieces) if floats is None else floats.split(size)
-        for i, (piece, other) in enumerate(zip(pieces, beside, strict=True)):
-            a = columns(self.layer, node, piece, i)
+        for piece, other in zip(pieces, beside, strict=True):
+            a = columns(self.layer, node, piece, self.turn)
             self.gram += (a @ a.mT).double()
             self.mean += a.double().sum(2)
             self.count += a.shape[2]
             if other is not None:
-                d = columns(self.layer, node, other, i) - a
+                d = columns(self.layer, node, other, self.turn) - a
                 self.drift += (d @ a.mT).double()
                 self.mean_drift += d.double().sum(2)
+            self.turn += 1
 
     def moments(self) -> Moments:
         """What was added, centred."""
