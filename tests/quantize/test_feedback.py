@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from bitwright.arith import feedback as columns_of
 from bitwright.arith.grid import Grid, dequantize, fit, quantize
+from bitwright.curvature import Sensitivity
 from bitwright.network import Network, build, outputs
 from bitwright.quantize import (
     Quantized,
     calibrate,
+    channel_losses,
     correct,
     feedback,
     float_outputs,
@@ -23,6 +25,7 @@ from bitwright.quantize import (
     simulate,
     weight_tables,
 )
+from bitwright.quantize.scores import Rows
 from mutants import mutated
 from small import Fn
 
@@ -470,3 +473,37 @@ def test_what_it_returns_is_what_the_grids_say():
         assert (stored.codes <= (2**stored.grid.bits - 1)[:, None]).all()
         assert torch.equal(stored.grid.scale, stored.grid.scale.half().float())
         assert torch.equal(stored.matrix(), dequantize(stored.codes, stored.grid))
+
+
+def score_wrong() -> bool:
+    """Whether the score is not the loss measured, which on one linear layer is quadratic."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 6) @ torch.randn(6, 6) + 0.5
+    net = build(nn.Linear(6, 4).eval(), x)
+    tables, (layer,) = weight_tables(net), net.layers
+    none = Sensitivity("gauss-newton", {})
+    rows = Rows(x, kind="squared")
+    found = channel_losses("feedback", net, none, tables, rows=rows, shrink=False)[layer.name]
+    target, seen = outputs(net.module, x), moments.float_moments(net, x)
+    truth = np.zeros((4, 8))
+    for b in range(1, 9):
+        stored = feedback.round_by_moments(net, tables, {layer.name: np.full(4, b)}, seen)
+        gap = x @ stored[layer.name].matrix().T + stored[layer.name].bias - target
+        truth[:, b - 1] = 0.5 * gap.square().mean(0)
+    return not np.allclose(found, truth, rtol=1e-3, atol=1e-9)
+
+
+def test_the_score_is_the_loss_that_is_left():
+    assert not score_wrong()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("stored.bias - network.tensor(la.bias)", "0 * stored.bias"),
+        ("stored.matrix() - network.matrix(la)", "1.1 * stored.matrix() - network.matrix(la)"),
+    ],
+)
+def test_a_wrong_score_is_seen(old: str, new: str):
+    with mutated("quantize.feedback", old, new):
+        assert score_wrong()
