@@ -507,3 +507,16 @@ def test_the_score_is_the_loss_that_is_left():
 def test_a_wrong_score_is_seen(old: str, new: str):
     with mutated("quantize.feedback", old, new):
         assert score_wrong()
+
+
+def test_a_layer_that_reads_parameters_alone():
+    torch.manual_seed(0)
+    parts = {"query": torch.randn(7, 5), "key": nn.Linear(5, 4), "value": nn.Linear(6, 4)}
+    model = Fn(lambda m, x: m.value(x) @ m.key(m.query).T, **parts)
+    x = torch.randn(40, 6)
+    net = build(model.eval(), x)
+    tables = weight_tables(net)
+    plan = {la.name: np.full(la.rows, 4) for la in net.layers}
+    assert {la.name for la in net.layers} == {"key", "value"}
+    fed = distance(net, feedback.round_with_feedback(net, tables, plan, x), x)
+    assert fed < 1.2 * distance(net, round_weights(net, tables, plan), x)

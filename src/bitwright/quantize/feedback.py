@@ -69,6 +69,12 @@ def round_with_feedback(
     several = {la.name: la for la in network.layers if len(la.calls) > 1}
     shared = float_moments(network, x, several) if several else {}
     found: dict[str, QuantizedLayer] = {}
+    chunks = 0
+
+    def enter(node: Node, value: Both) -> Any:
+        nonlocal chunks
+        chunks = len(value.floats)
+        return edge(node, value)
 
     def edge(node: Node, value: Any) -> Any:
         grid = grids.get(group.get(node.name, -1))
@@ -78,16 +84,18 @@ def round_with_feedback(
         layer = by_call.get(node.name)
         if layer is None:
             return edge(node, operate(node, args, kwargs))
-        x, rest = args[0], args[3:]
+        rest, seen = args[3:], args[0]
+        if not isinstance(seen, Both):  # made of parameters alone
+            seen = Both([seen] * chunks, [seen] * chunks)
 
         def rounded(stored: QuantizedLayer, bias: Tensor | None) -> list[Tensor]:
             weight = stored.matrix().reshape(layer.shape)
-            return [node.target(r, weight, bias, *rest, **kwargs) for r in x.rounded]  # type: ignore[operator]
+            return [node.target(r, weight, bias, *rest, **kwargs) for r in seen.rounded]  # type: ignore[operator]
 
-        target = [node.target(f, *args[1:], **kwargs) for f in x.floats]  # type: ignore[operator]
+        target = [node.target(f, *args[1:], **kwargs) for f in seen.floats]  # type: ignore[operator]
         if layer.name in found:
             return edge(node, Both(target, rounded(found[layer.name], found[layer.name].bias)))
-        moments = shared.get(layer.name) or _seen(layer, node, x)
+        moments = shared.get(layer.name) or _moments(layer, node, seen)
         stored = round_layer(network, layer, tables[layer.name], bits[layer.name], moments)
         value, axis = rounded(stored, None), channel_axis(layer)
         if len(layer.calls) == 1:
@@ -99,7 +107,7 @@ def round_with_feedback(
         return edge(node, Both(target, [v.add_(along(stored.bias, v, axis)) for v in value]))
 
     with torch.no_grad():
-        run_both(network, x, call, edge)
+        run_both(network, x, call, enter)
     return found
 
 
@@ -218,7 +226,7 @@ def _best_gain(
     return common.clamp(min=0).square() / size, fitted
 
 
-def _seen(layer: Layer, node: Node, x: Both) -> Moments:
+def _moments(layer: Layer, node: Node, x: Both) -> Moments:
     sums = Sums(layer)
     for floats, inputs in zip(x.floats, x.rounded, strict=True):
         sums.add(node, inputs, floats)
