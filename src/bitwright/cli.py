@@ -80,6 +80,9 @@ ProfileFile = Annotated[
 ]
 Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
 Activations = Annotated[str, typer.Option(help="Mean bits, 2 to 8; auto (with --max-bops); float.")]
+Rounding = Annotated[
+    str, typer.Option(help="nearest; or feedback: weights make up for each other's errors.")
+]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Order = Annotated[
     str,
@@ -104,7 +107,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
-    "max_bops", "max_latency", "profile", "score", "batch", "processes",
+    "max_bops", "max_latency", "profile", "score", "rounding", "batch", "processes",
 )  # fmt: skip
 
 
@@ -137,6 +140,7 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         max_bops: MaxBops = None,
         max_latency: MaxLatency = None,
         profile: ProfileFile = None,
+        rounding: Rounding = "nearest",
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
@@ -245,7 +249,8 @@ def _may_be(name: str, value: object) -> bool:
     if name in ("max_drop", "max_kl"):
         return value is None or isinstance(value, int | float)
     return isinstance(value, str) or (
-        value is None and name not in ("method", "score", "activations", "order", "device")
+        value is None
+        and name not in ("method", "score", "activations", "rounding", "order", "device")
     )
 
 
@@ -297,6 +302,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             max_bops=given["max_bops"],
             max_latency=given["max_latency"],
             profile=given["profile"],
+            rounding=given["rounding"],
         )
     )
     if given["task"] is not None:
@@ -512,7 +518,7 @@ def _defaults() -> dict[str, Any]:
     return dict.fromkeys(_REMEMBERED) | {
         "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
         "evaluations": 150, "batch": 1, "processes": 0, "calibration_rows": 1024, "device": "cpu",
-        "score": "actual-error",
+        "score": "actual-error", "rounding": "nearest",
     }  # fmt: skip
 
 

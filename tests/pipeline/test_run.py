@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
-from bitwright import Data, Settings, Task, allocate, curvature
+from bitwright import Data, Settings, Task, allocate, curvature, quantize
 from bitwright.deploy import artefact
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import Run
@@ -119,6 +119,30 @@ def test_bounds_hold_with_every_goal(start: Any):
     summary = summarize(run, "tiny", "bitwright")
     assert summary.budget == "4.8KB, BOPs ≤ 0.45 M"
     assert f"BOPs: {run.plan.limits[0].total:.4g} of at most 0.45 M" in summary.notes
+
+
+def test_rounding_by_error_feedback(start: Any):
+    plain = start(budget="2bit", activations=None)
+    fed = start(budget="2bit", activations=None, rounding="feedback")
+    same = fed.bench.divergence(plain.plan), plain.bench.divergence(plain.plan)
+    assert same[0] < same[1]
+    rounded = quantize.round_weights(
+        fed.network, fed.tables, quantize.plan_bits(fed.network, fed.plan)
+    )
+    stored = fed.corrected.layers
+    assert any(not torch.equal(stored[n].codes, rounded[n].codes) for n in stored)
+    used, held = fed.bench._feedback_rows(), fed.bench.held_out()
+    assert len(used) + len(held) == len(fed.calibration)  # none both rounded for and judged on
+    assert fed._search_key != plain._search_key
+
+
+def test_searches_price_error_feedback(start: Any):
+    run = start(method="cw-hawq", budget="2.5bit", evaluations=8, rounding="feedback")
+    assert run.plan.cost <= 2.5 * tiny.WEIGHTS
+    assert run.learning[0].value == run.bench.reward(
+        allocate.knapsack(run.bench.problem(run.plan.budget))
+    )
+    assert run.verification.ok
 
 
 def test_a_loose_budget_ends_the_search_at_once(start: Any):
@@ -317,6 +341,7 @@ def test_too_few_rows(tmp_path: Path):
         {"overrides": ["0"]},
         {"skip": "0"},
         {"activations": 9},
+        {"rounding": "up"},
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], tmp_path: Path):

@@ -99,8 +99,8 @@ def compress(
         test: rows, or (rows, labels), to judge on; without them a fifth of `calibration` is held
             out.
         progress: called with a stage's name and the finished fraction.
-        **options: fields of :class:`bitwright.Settings`: method, score, activations, epochs,
-            order, seed, max_kl, max_drop, overrides, skip, evaluations, batch, processes,
+        **options: fields of :class:`bitwright.Settings`: method, score, activations, rounding,
+            epochs, order, seed, max_kl, max_drop, overrides, skip, evaluations, batch, processes,
             calibration_rows, device, max_bops, max_latency, profile.
 
     Raises:

@@ -350,13 +350,15 @@ class Run:
         s = self.settings
         if s.score == "trace":
             return None
-        key = make_key("score", self.base_key, s.score, self._labels_key)
+        fed_back = s.score == "actual-error" and s.rounding == "feedback"
+        score = "feedback" if fed_back else s.score
+        key = make_key("score", self.base_key, score, self._labels_key)
         path = self.store.path("scores.safetensors")
         if not self.store.done("score", key, path.name):
             with self.store.stage("score", key, path.name):
                 self.progress("score", 0.0)
                 found = quantize.predict(
-                    s.score, self.network, self.sensitivity, self.tables, rows=self._rows
+                    score, self.network, self.sensitivity, self.tables, rows=self._rows
                 )
                 tensors = {
                     f"{part}:{name}": torch.from_numpy(np.ascontiguousarray(value))
@@ -398,6 +400,7 @@ class Run:
             limits,
             self.predicted,
             None if product is None else (self._edge_tables, product),
+            self.settings.rounding,
         )
 
     @property
@@ -409,6 +412,7 @@ class Run:
             s.method,
             s.score,
             s.activations,
+            s.rounding,
             s.budget,
             s.max_kl,
             s.max_drop,

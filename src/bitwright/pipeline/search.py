@@ -21,7 +21,15 @@ from bitwright.network import Network, outputs
 from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.processes import evaluators
 from bitwright.pipeline.settings import Settings
-from bitwright.quantize import EdgeGrid, EdgeTable, Predicted, Quantized, WeightTable
+from bitwright.quantize import (
+    EdgeGrid,
+    EdgeTable,
+    Moments,
+    Predicted,
+    Quantized,
+    QuantizedLayer,
+    WeightTable,
+)
 from bitwright.quantize.scores import EIGENVALUE_ROWS, WIDTHS
 
 #: rows the correction looks at, and rows that judge a plan
@@ -157,6 +165,7 @@ class Workbench:
         predicted: what every channel would lose at each width; by trace where not given.
         free: grids of all activations at all widths and the bound on BOPs, where plans choose
             those widths as well; `edges` is empty then.
+        rounding: of the weights, one of `ROUNDINGS`.
     """
 
     network: Network
@@ -171,10 +180,12 @@ class Workbench:
     limits: tuple[Limit, ...] = ()
     predicted: Predicted | None = None
     free: tuple[Mapping[int, EdgeTable], Product] | None = None
+    rounding: str = "nearest"
     _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
     _reward: Tensor | None = None
+    _moments: dict[str, Moments] | None = None
 
     def problem(self, budget_bits: int) -> Problem:
         """One item a channel, behind them the activations where they are free."""
@@ -251,17 +262,40 @@ class Workbench:
 
     def build(self, plan: Plan) -> Quantized:
         """Round, then correct."""
-        return self._corrected(plan, CORRECTION_ROWS)
-
-    def _corrected(self, plan: Plan, rows: int) -> Quantized:
-        x, reference = self._reference(rows)
         bits = quantize.plan_bits(self.network, plan)
-        layers = quantize.round_weights(self.network, self.tables, bits)
-        return quantize.correct(self.network, layers, self.grids(plan), x, reference)
+        grids = self.grids(plan)
+        if self.rounding == "nearest":
+            layers = quantize.round_weights(self.network, self.tables, bits)
+        else:
+            layers = quantize.round_with_feedback(
+                self.network, self.tables, bits, self._feedback_rows(), grids
+            )
+        return self._corrected(layers, grids, CORRECTION_ROWS)
+
+    def _corrected(
+        self, layers: dict[str, QuantizedLayer], grids: dict[int, EdgeGrid], rows: int
+    ) -> Quantized:
+        x, reference = self._reference(rows)
+        return quantize.correct(self.network, layers, grids, x, reference)
+
+    def _feedback_rows(self) -> Tensor:
+        rows = min(quantize.FEEDBACK_ROWS, max(4, len(self.calibration) // 2))
+        return self.calibration[:rows]
+
+    def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:
+        """Many plans share the moments of the float network's inputs: a fraction of the time."""
+        bits = quantize.plan_bits(self.network, plan)
+        if self.rounding == "nearest":
+            return quantize.round_weights(self.network, self.tables, bits)
+        if self._moments is None:
+            self._moments = quantize.float_moments(self.network, self._feedback_rows())
+        return quantize.round_by_moments(self.network, self.tables, bits, self._moments)
 
     def held_out(self) -> Tensor:
-        """Calibration rows that the correction never sees."""
+        """Calibration rows that neither correction nor feedback sees."""
         used = len(self._reference(CORRECTION_ROWS)[0])
+        if self.rounding == "feedback":
+            used = max(used, len(self._feedback_rows()))
         rows = self.calibration[used : used + HELD_OUT_ROWS]
         return rows if len(rows) else self.calibration[-HELD_OUT_ROWS:]
 
@@ -280,7 +314,12 @@ class Workbench:
         rows = self.pool[:REWARD_ROWS]
         if self._reward is None:
             self._reward = outputs(self.network.module, rows)
-        found = quantize.simulate(self._corrected(plan, REWARD_CORRECTION_ROWS), rows)
+        found = quantize.simulate(
+            self._corrected(
+                self._rounded_in_a_search(plan), self.grids(plan), REWARD_CORRECTION_ROWS
+            ),
+            rows,
+        )
         soft = REWARD_TEMPERATURE if self.kind == "kl" else 1.0
         values = per_sample(self._reward / soft, found / soft, self.kind, self.class_axis)
         return soft**2 * float(values.mean())

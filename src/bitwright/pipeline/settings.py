@@ -20,6 +20,7 @@ from bitwright.quantize import EDGE_WIDTHS, SCORES
 from bitwright.quantize.scores import WIDTHS
 
 ORDERS = ("all", "hawq")
+ROUNDINGS = ("nearest", "feedback")
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Settings:
     Attributes:
         budget: bound on size; None when `max_kl` or `max_drop` decides.
         method: one of :data:`METHODS`.
-        score: what predicts a channel's loss, one of :data:`bitwright.quantize.SCORES`.
+        score: what predicts a channel's loss, one of :data:`bitwright.quantize.SCORES`;
+            `actual-error` is `feedback` where the rounding is.
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
             `auto`: widths chosen together with the weights', under `max_bops`.
+        rounding: one of :data:`ROUNDINGS`.
         epochs: of fine-tuning.
         order: of fine-tuning, one of :data:`ORDERS`: all layers at once, or one after another.
         seed: of every random choice.
@@ -69,6 +72,7 @@ class Settings:
     max_bops: str | None = None
     max_latency: str | None = None
     profile: str | None = None
+    rounding: str = "nearest"
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -92,6 +96,9 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(f"skip must be names of layers, not {skip!r}")
     if settings.order not in ORDERS:
         raise BitwrightError(f"order {settings.order!r} is unknown; use {', '.join(ORDERS)}")
+    if settings.rounding not in ROUNDINGS:
+        names = ", ".join(ROUNDINGS)
+        raise BitwrightError(f"rounding {settings.rounding!r} is unknown; use {names}")
     bits: Any = settings.activations
     require(settings.method, bits == "auto")
     if settings.score not in SCORES:

@@ -3,7 +3,9 @@
 from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
+from bitwright.quantize.feedback import FEEDBACK_ROWS, round_by_moments, round_with_feedback
 from bitwright.quantize.joint import blank_edges, edge_grids, edge_order, with_activations
+from bitwright.quantize.moments import Moments, float_moments
 from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
 from bitwright.quantize.scores import (
     SCORES,
@@ -24,9 +26,11 @@ from bitwright.quantize.weights import (
 
 __all__ = [
     "EDGE_WIDTHS",
+    "FEEDBACK_ROWS",
     "SCORES",
     "EdgeGrid",
     "EdgeTable",
+    "Moments",
     "Predicted",
     "Quantized",
     "QuantizedLayer",
@@ -41,13 +45,16 @@ __all__ = [
     "edge_order",
     "edge_problem",
     "edge_tables",
+    "float_moments",
     "float_outputs",
     "layer_eigenvalues",
     "layer_ties",
     "mean_bits",
     "plan_bits",
     "predict",
+    "round_by_moments",
     "round_weights",
+    "round_with_feedback",
     "rows_that_fit",
     "simulate",
     "trace_order",

@@ -9,7 +9,7 @@ docs/decisions/0003-correction.md.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,10 +104,10 @@ def correct(
         axis = channel_axis(layer)
         if len(layer.calls) == 1:
             target = reference[node.name]
-            stored, a = _fit(layer, stored, value, target, gain)
+            stored, a = fit_affine(layer, stored, [value], [target], gain)
             fixed[layer.name] = stored
-            value = value.mul_(_along(a, value, axis))
-        value = value.add_(_along(stored.bias, value, axis))
+            value = value.mul_(along(a, value, axis))
+        value = value.add_(along(stored.bias, value, axis))
         return edge(node.name, value)
 
     with torch.no_grad():
@@ -115,25 +115,37 @@ def correct(
     return Quantized(network, fixed, edges)
 
 
-def _along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
+def along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
+    """The vector, to be broadcast with `like` along an axis."""
     shape = [1] * like.ndim
     shape[axis] = -1
     return vector.reshape(shape)
 
 
-def _fit(
-    layer: Layer, stored: QuantizedLayer, value: Tensor, target: Tensor, gain: bool
+def fit_affine(
+    layer: Layer,
+    stored: QuantizedLayer,
+    values: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    gain: bool = True,
 ) -> tuple[QuantizedLayer, Tensor]:
-    """The corrected layer, and the gain the outputs are to be multiplied with."""
-    axis = channel_axis(layer)
-    q = value.movedim(axis, 0).flatten(1)
-    y = target.movedim(axis, 0).flatten(1)
-    mean_q, mean_y = q.mean(1), y.mean(1)
+    """The corrected layer, and the gain its outputs `values` are to be multiplied with."""
+    axis, count = channel_axis(layer), sum(v.numel() for v in values) // layer.rows
+
+    def channels(t: Tensor) -> Tensor:
+        return t.movedim(axis, 0).flatten(1)
+
+    def mean(parts: Iterable[Tensor]) -> Tensor:
+        return torch.stack([p.sum(1) for p in parts]).sum(0) / count
+
+    mean_q, mean_y = (mean(map(channels, ts)) for ts in (values, targets))
     a = torch.ones_like(mean_q)
     if gain:
-        q_centred = q - mean_q[:, None]
-        variance = q_centred.square().mean(1)
-        covariance = (q_centred * (y - mean_y[:, None])).mean(1)
+        variance = mean((channels(q) - mean_q[:, None]).square() for q in values)
+        covariance = mean(
+            (channels(q) - mean_q[:, None]) * (channels(y) - mean_y[:, None])
+            for q, y in zip(values, targets, strict=True)
+        )
         a = torch.where(variance > 1e-12, covariance / variance.clamp(min=1e-12), a)
         a = a.clamp(*GAINS)
     scale = round_scale(stored.grid.scale * a)

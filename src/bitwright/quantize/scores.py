@@ -11,12 +11,15 @@ from torch import Tensor
 from bitwright.arith.grid import MAX_BITS
 from bitwright.curvature import Estimate, Sensitivity
 from bitwright.curvature.fisher import empirical_fisher
+from bitwright.curvature.forms import quadratic_forms
 from bitwright.curvature.hessian import Hessian
 from bitwright.curvature.spectrum import top_eigenvalues
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
 from bitwright.quantize.actual_error import actual_error
+from bitwright.quantize.feedback import FEEDBACK_ROWS, errors_left
 from bitwright.quantize.measured import measured
+from bitwright.quantize.moments import float_moments
 from bitwright.quantize.weights import WeightTable
 
 WIDTHS = tuple(range(1, MAX_BITS + 1))
@@ -175,6 +178,27 @@ def _actual_error(given: _Given) -> Predicted:
     found = actual_error(
         given.network, given.tables, rows.x, kind=rows.kind, class_axis=rows.class_axis
     )
+    return _half(given, found)
+
+
+def _feedback(given: _Given) -> Predicted:
+    """The same for what error feedback leaves of a channel, the float network's inputs before it:
+    :mod:`.feedback`.
+    """  # fmt: skip
+    rows, network = given.rows, given.network
+    moments = float_moments(network, rows.x[:FEEDBACK_ROWS])
+    found = quadratic_forms(
+        network,
+        rows.x,
+        errors_left(network, given.tables, moments),
+        kind=rows.kind,
+        class_axis=rows.class_axis,
+    )
+    return _half(given, found)
+
+
+def _half(given: _Given, found: dict[str, Estimate]) -> Predicted:
+    """Half the forms, shrunk if asked for."""
     errors = {name: 0.5 * np.sqrt(estimate.variance) for name, estimate in found.items()}
     if not given.shrink:
         return Predicted({name: 0.5 * estimate.value for name, estimate in found.items()}, errors)
@@ -197,6 +221,7 @@ SCORES: dict[str, Callable[[_Given], Predicted]] = {
     "eigenvalue": _eigenvalue,
     "fisher": _fisher,
     "actual-error": _actual_error,
+    "feedback": _feedback,
     "measured": _measured,
 }
 
