@@ -12,6 +12,8 @@ neither measuring nor correcting has seen, in two ways:
 Uniform plans have whole bits: within 2.5 bits it is the plan of 2. Ratios to uniform are therefore
 averaged over 2, 3 and 4 bits alone. A reversal is a mean KL larger than that of the coarser plan by
 more than two standard errors of the difference, image by image.
+
+`equal_bytes` rounds to nearest; `feedback` rounds with error feedback and prices what that leaves.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, np.nda
     "MobileNetV2": (networks.mobilenet_v2, networks.imagenet),
 }
 SCORES = ("trace", "actual-error")
+FEEDBACK = "feedback"
 #: temperature of each way to judge
 WAYS = {"KL": 1.0, "softened KL": REWARD_TEMPERATURE}
 #: bars of the geometric means
@@ -74,27 +77,45 @@ def judged(scene: Scene, plan: Plan) -> dict[str, Tensor]:
 
 
 def equal_bytes(rows: harness.Rows, quick: bool) -> None:
-    """One row for each network, budget and score; then the geometric means and the reversals."""
+    """Rounded to nearest: channels over layers, layers over uniform, one score over the other."""
+    found = _compared(rows, quick, SCORES, "nearest")
+    for score in SCORES:
+        _means(rows, found, score, quick)
+    _scores(rows, found)
+
+
+def feedback(rows: harness.Rows, quick: bool) -> None:
+    """Rounded with error feedback: channels are still ahead of layers."""
+    found = _compared(rows, quick, (FEEDBACK,), FEEDBACK)
+    _means(rows, found, FEEDBACK, quick)
+
+
+def _compared(rows: harness.Rows, quick: bool, scores: tuple[str, ...], rounding: str) -> Found:
+    """One row for each network, budget and score."""
     found: Found = {}
     budgets = BUDGETS[-1:] if quick else BUDGETS
     for name, (model, data) in list(NETWORKS.items())[: 1 if quick else None]:
         with tempfile.TemporaryDirectory() as folder:
             few = {"calibration": 64, "unseen": 64} if quick else {}
             scene = Scene(Path(folder), model, data, **few)
-            _network(rows, found, name, scene, budgets)
-    for score in SCORES:
-        _means(rows, found, score, quick)
-    _scores(rows, found)
+            scene.bench.rounding = rounding
+            _network(rows, found, name, scene, budgets, scores)
+    return found
 
 
 def _network(
-    rows: harness.Rows, found: Found, name: str, scene: Scene, budgets: tuple[float, ...]
+    rows: harness.Rows,
+    found: Found,
+    name: str,
+    scene: Scene,
+    budgets: tuple[float, ...],
+    scores: tuple[str, ...],
 ) -> None:
     losses = {
         score: quantize.channel_losses(
             score, scene.network, scene.run.sensitivity, scene.bench.tables, rows=scene.rows
         )
-        for score in SCORES
+        for score in scores
     }
     known: dict[bytes, dict[str, Tensor]] = {}
     for bits in budgets:
@@ -170,9 +191,10 @@ def ratios(
 
 
 def _means(rows: harness.Rows, found: Found, score: str, quick: bool) -> None:
+    channels, layers = (1.0, None) if score == FEEDBACK else (CHANNELS_BAR, LAYERS_BAR)
     for fine, coarse, bar, whole in (
-        ("channels", "layers", CHANNELS_BAR, False),
-        ("layers", "uniform", LAYERS_BAR, True),
+        ("channels", "layers", channels, False),
+        ("layers", "uniform", layers, True),
         ("channels", "uniform", None, True),
     ):
         for way in WAYS:
