@@ -129,10 +129,10 @@ class Scene:
 _scene: Scene | None = None
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, images: dict[str, int]) -> None:
     global _scene
     torch.set_num_threads(1)
-    _scene = Scene(folder)
+    _scene = Scene(folder, **images)
 
 
 def _plan(seed: int) -> tuple[np.ndarray, float, float]:
@@ -171,7 +171,8 @@ def scores(rows: harness.Rows, quick: bool) -> None:
     """Rank correlation with the truth, one row a score; and the KL of the plans it chooses."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        scene = Scene(folder)
+        images = {"calibration": 128, "unseen": 64} if quick else {}
+        scene = Scene(folder, **images)
         assert scene.run.sensitivity.layers  # the workers find it in the folder
         problems = predictions(scene, quick)
         singles, plans = (20, 8) if quick else (200, 200)
@@ -180,7 +181,7 @@ def scores(rows: harness.Rows, quick: bool) -> None:
             1 if quick else os.cpu_count(),
             multiprocessing.get_context("spawn"),
             _prepare,
-            (folder,),
+            (folder, images),
         ) as pool:
             found = list(pool.map(_plan, range(plans)))
         choices = np.stack([f[0] for f in found])
