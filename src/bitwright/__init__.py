@@ -5,8 +5,9 @@ from bitwright.curvature import Estimate, Sensitivity, traces
 from bitwright.data import Data
 from bitwright.deploy import IntegerNetwork, Verification
 from bitwright.errors import BitwrightError
-from bitwright.pipeline import Result, Settings, compress, load
+from bitwright.pipeline import Result, Settings, compress, convert, load, prepare
 from bitwright.task import Task
+from bitwright.train import Trainable
 
 __version__ = "0.1.0"
 
@@ -21,9 +22,12 @@ __all__ = [
     "Sensitivity",
     "Settings",
     "Task",
+    "Trainable",
     "Verification",
     "__version__",
     "compress",
+    "convert",
     "load",
+    "prepare",
     "traces",
 ]
