@@ -7,6 +7,7 @@ from bitwright.deploy import IntegerNetwork, Verification
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import Result, Settings, compress, load
 from bitwright.task import Task
+from bitwright.train import saga
 
 __version__ = "0.1.0"
 
@@ -25,5 +26,6 @@ __all__ = [
     "__version__",
     "compress",
     "load",
+    "saga",
     "traces",
 ]
