@@ -4,6 +4,7 @@ All work in place on x, the table of scalars and `mean = Σ λ_i table_i a_i`, w
 `x ← prox(x − α (mean + Σ_{i∈S} θ_i λ_i δ_i a_i))`, δ_i = φ'(a_i·x) − table_i, then the table and
 its mean follow. What is constant through a call is in `how = (α, l1, l2, lower, upper)`.
 
+Sparse indices come unsigned: a signed one is looked at for whether it counts from the end.
 The intercept is a column of ones of its own: last entry of x and mean, never penalized.
 """
 
@@ -121,7 +122,7 @@ def dense_sets(
             mean[d] += moved_b
 
 
-@_fast
+@_exact
 def sparse_singles(
     data: Any, columns: Any, edges: Any, y: Any, logistic: bool, intercept: bool, how: Any,
     members: Any, push: Any, keep: Any, x: Any, table: Any, mean: Any,
@@ -135,24 +136,25 @@ def sparse_singles(
     step, _, l2, _, _ = how
     d = len(x) - 1 if intercept else len(x)
     shrink = 1.0 / (1.0 + step * l2)
-    power, total = 1.0, 0.0
+    power, total, one = 1.0, 0.0, np.uint64(1)
     pairs = np.empty((d, 2))
     pairs[:, 0] = x[:d]
     pairs[:, 1] = mean[:d]
     b, mean_b = (x[d], mean[d]) if intercept else (0.0, 0.0)
     for t in range(len(members)):
         i = members[t]
-        z = 0.0
-        for k in range(edges[i], edges[i + 1]):
+        z, z_mean = 0.0, 0.0
+        for k in range(edges[i], edges[i + one]):
             j = columns[k]
-            z += data[k] * (pairs[j, 0] - pairs[j, 1] * total)
-        new = _derivative(logistic, power * z + b, y[i])
+            z += data[k] * pairs[j, 0]
+            z_mean += data[k] * pairs[j, 1]
+        new = _derivative(logistic, power * (z - total * z_mean) + b, y[i])
         delta = new - table[i]
         table[i] = new
         ahead, kept = step * push[t] * delta, keep[i] * delta
         following = total + step / power
         change = kept * following - ahead / power
-        for k in range(edges[i], edges[i + 1]):
+        for k in range(edges[i], edges[i + one]):
             j = columns[k]
             pairs[j, 0] += change * data[k]
             pairs[j, 1] += kept * data[k]
@@ -223,7 +225,7 @@ def sparse_sets(
     step, l1, l2, lower, upper = how
     d = len(x) - 1 if intercept else len(x)
     shrink, bound = 1.0 / (1.0 + step * l2), step * l1
-    log_shrink = math.log(shrink)
+    log_shrink, one = math.log(shrink), np.uint64(1)
     seen = np.zeros(d, dtype=np.int64)
     mark = np.full(d, -1, dtype=np.int64)
     noise, moved = np.zeros(d), np.zeros(d)
@@ -234,7 +236,7 @@ def sparse_sets(
         for m in range(starts[t], starts[t + 1]):
             i = members[m]
             z = x[d] if intercept else 0.0
-            for k in range(edges[i], edges[i + 1]):
+            for k in range(edges[i], edges[i + one]):
                 j = columns[k]
                 if mark[j] != t:
                     mark[j] = t
@@ -248,7 +250,7 @@ def sparse_sets(
             delta = new - table[i]
             table[i] = new
             ahead, kept = push[m] * delta, keep[i] * delta
-            for k in range(edges[i], edges[i + 1]):
+            for k in range(edges[i], edges[i + one]):
                 noise[columns[k]] += ahead * data[k]
                 moved[columns[k]] += kept * data[k]
             noise_b += ahead

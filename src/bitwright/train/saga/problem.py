@@ -183,9 +183,9 @@ class Problem:
 
 
 def _rows(features: Any) -> Any:
-    rows: Any
+    rows: Any = features
     if sparse.issparse(features):
-        rows = features.tocsr(copy=True).astype(np.float64)
+        rows = rows.tocsr(copy=True).astype(np.float64)
         rows.sum_duplicates()
         if max(rows.nnz, *rows.shape) < 2**31:  # half the memory to read
             rows.indices = rows.indices.astype(np.int32)

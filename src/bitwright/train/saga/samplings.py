@@ -157,7 +157,8 @@ class Sets:
     def p(self) -> Vector:
         """P(i ∈ S), [n]."""
         each = np.repeat(self.probabilities, np.diff(self.starts))
-        return np.bincount(self.members, weights=each, minlength=self.n)
+        found = np.bincount(self.members, weights=each, minlength=self.n)
+        return found.astype(np.float64)
 
     @property
     def mean_size(self) -> float:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -141,7 +142,10 @@ def _kernel(problem: Problem, sampling: Sampling, step: float) -> Callable[[Draw
     penalty, rows, keep = problem.penalty, problem.features, problem.weights
     how = (step, float(penalty.l1), float(penalty.l2), float(penalty.lower), float(penalty.upper))
     model = (problem.targets, problem.loss == "logistic", problem.intercept, how)
-    data = (rows.data, rows.indices, rows.indptr) if problem.sparse else (rows,)
+    data: tuple[Any, ...] = (rows,)
+    if problem.sparse:
+        unsigned = np.uint32 if rows.indices.dtype == np.int32 else np.uint64
+        data = (rows.data, rows.indices.view(unsigned), rows.indptr.astype(np.uint64))
     alone = isinstance(sampling, Singles) and (penalty.affine or not problem.sparse)
     if problem.sparse:
         loop = kernels.sparse_singles if alone else kernels.sparse_sets
@@ -150,7 +154,8 @@ def _kernel(problem: Problem, sampling: Sampling, step: float) -> Callable[[Draw
 
     def call(draw: Draw, state: State) -> None:
         push = draw.theta * keep[draw.members]
-        sets = (draw.members,) if alone else (draw.starts, draw.members)
+        members = draw.members.view(np.uint64)
+        sets = (members,) if alone else (draw.starts, members)
         loop(*data, *model, *sets, push, keep, state.x, state.table, state.mean)
 
     return call
