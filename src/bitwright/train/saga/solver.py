@@ -28,6 +28,8 @@ from bitwright.train.saga.state import State, load_state, start
 
 #: rows seen in a call of a kernel, at least, so that small problems do not wait for Python
 BLOCK_ROWS = 20_000
+#: the table's mean is summed anew so often, free of what rounding has added
+REFRESH_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def saga(
         kernel(draw, state)
         state.block += 1
         state.passes += len(draw.members) / problem.n
+        if state.block % REFRESH_BLOCKS == 0:
+            state.mean = problem.adjoint(state.table)
         if restart:
             _restart(problem, state, step, rng)
         if not np.isfinite(state.x).all():
@@ -162,10 +166,9 @@ def _kernel(problem: Problem, sampling: Sampling, step: float) -> Callable[[Draw
 
 
 def _measure(problem: Problem, state: State, step: float) -> tuple[float, float]:
-    """Duality gap and gradient map at x, from all rows; the mean is freed of rounding as well."""
+    """Duality gap and gradient map at x, from all rows."""
     u = problem.derivatives(problem.forward(state.x))
     norm = problem.gradient_map(state.x, problem.adjoint(u), step)
-    state.mean = problem.adjoint(state.table)
     return problem.gap(state.x, u), norm
 
 
