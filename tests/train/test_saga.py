@@ -283,7 +283,7 @@ def test_importance_is_promised_what_the_means_promise():
         step_size(problem, s(problem)) for s in map(SAMPLINGS.get, ("uniform", "importance"))
     )
     ratio = problem.squared_norms.max() / problem.squared_norms.mean()
-    assert better.rate / plain.rate == pytest.approx(ratio, rel=0.1)
+    assert better.rate / plain.rate == pytest.approx(ratio, rel=0.15)
 
 
 def test_gap_bounds_and_vanishes():
@@ -311,20 +311,20 @@ def test_same_seed_same_bytes_interrupted_or_not(tmp_path: Path, sparse: bool, s
     problem = as_sparse(problem) if sparse else problem
     law = SAMPLINGS[sampling](problem)
     file = tmp_path / "state.npz"
-    whole = solver.saga(problem, law, tolerance=-1, max_passes=2000, seed=3)
-    again = solver.saga(problem, law, tolerance=-1, max_passes=2000, seed=3)
-    solver.saga(problem, law, tolerance=-1, max_passes=900, seed=3, checkpoint=file)
-    gone_on = solver.saga(problem, law, tolerance=-1, max_passes=2000, seed=3, checkpoint=file)
-    warm = solver.saga(problem, law, tolerance=-1, max_passes=900, seed=3)
+    whole = solver.saga(problem, law, tolerance=-1, max_passes=800, seed=3)
+    again = solver.saga(problem, law, tolerance=-1, max_passes=800, seed=3)
+    solver.saga(problem, law, tolerance=-1, max_passes=400, seed=3, checkpoint=file)
+    gone_on = solver.saga(problem, law, tolerance=-1, max_passes=800, seed=3, checkpoint=file)
+    warm = solver.saga(problem, law, tolerance=-1, max_passes=400, seed=3)
     state = warm.state.x.copy()
     from_state = solver.saga(
-        problem, law, tolerance=-1, max_passes=2000, seed=3, start_from=warm.state
+        problem, law, tolerance=-1, max_passes=800, seed=3, start_from=warm.state
     )
     for other in (again, gone_on, from_state):
         assert other.x.tobytes() == whole.x.tobytes()
         assert other.state.table.tobytes() == whole.state.table.tobytes()
     assert (warm.state.x == state).all()
-    other_seed = solver.saga(problem, law, tolerance=-1, max_passes=900, seed=4)
+    other_seed = solver.saga(problem, law, tolerance=-1, max_passes=400, seed=4)
     assert sampling == "all" or other_seed.x.tobytes() != warm.x.tobytes()
 
 

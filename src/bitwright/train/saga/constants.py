@@ -8,6 +8,7 @@ Derived in docs/decisions/0015-saga.md. For scalars δ_i, with rows a_i and weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -140,22 +141,25 @@ def step_size(problem: Problem, sampling: Sampling, curvature: float = 0.0) -> R
     def rate(step: float) -> float:
         return 1 - (1 - 2 * step * (1 - t) * curvature) / (1 + step * strong) ** 2
 
-    def fits(step: float) -> bool:
-        room = p - rate(step)
-        # without a variance the table is not used and p says nothing
-        if ((room <= 0) & (variance > 0)).any() or 2 * step * (1 - t) * curvature > 1:
-            return False
-        table = np.divide(variance * p, room, out=np.zeros_like(p), where=variance > 0)
-        need = (1 + eta) * second + (1 + 1 / eta) * table
-        return bool(step * need.max() <= 2 * t * problem.gamma)
+    weighted, noisy = variance * p, variance > 0  # without a variance the table is not used
+    least = float(p[noisy].min()) if noisy.any() else math.inf
+    all_noisy, limit = bool(noisy.all()), 2 * t * problem.gamma
 
-    low, high = 0.0, 2 * t * problem.gamma / top if top > 0 else 1.0
-    if not fits(high):
-        for _ in range(45):
+    def fits(step: float) -> bool:
+        r = rate(step)
+        if r >= least or 2 * step * (1 - t) * curvature > 1:
+            return False
+        room = p - r if all_noisy else np.where(noisy, p - r, 1.0)
+        need = (1 + eta) * second + (1 + 1 / eta) * (weighted / room)
+        return bool(step * need.max() <= limit)
+
+    low, high = 0.0, limit / top if top > 0 else 1.0
+    if fits(high):
+        low = high
+    else:
+        for _ in range(24):
             middle = (low + high) / 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-    else:
-        low = high
     r = rate(low)
     weights = problem.weights / (1 + low * strong) ** 2
     room = np.where(variance > 0, p - r, 1.0)

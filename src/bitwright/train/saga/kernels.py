@@ -38,6 +38,34 @@ def _prox(v: float, bound: float, shrink: float, lower: float, upper: float) -> 
 
 
 @_exact
+def aliases(p: Any) -> Any:
+    """Walker's cells of a law: below which fraction a cell is itself, which row it is otherwise."""
+    n = len(p)
+    share, other = p * n, np.arange(n)
+    small, large = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+    lows = highs = 0
+    for i in range(n):
+        if share[i] < 1.0:
+            small[lows] = i
+            lows += 1
+        else:
+            large[highs] = i
+            highs += 1
+    while lows > 0 and highs > 0:
+        lows -= 1
+        low, high = small[lows], large[highs - 1]
+        other[low] = high
+        share[high] -= 1.0 - share[low]
+        if share[high] < 1.0:
+            highs -= 1
+            small[lows] = high
+            lows += 1
+    share[small[:lows]] = 1.0  # what rounding left over
+    share[large[:highs]] = 1.0
+    return share, other
+
+
+@_exact
 def subsets(n: int, tau: int, uniforms: Any) -> Any:
     """A random subset of `tau` of n for each row of uniforms, by swaps within one permutation."""
     order = np.arange(n)
@@ -141,8 +169,13 @@ def sparse_singles(
     pairs[:, 0] = x[:d]
     pairs[:, 1] = mean[:d]
     b, mean_b = (x[d], mean[d]) if intercept else (0.0, 0.0)
+    touch, last, end = 0.0, len(members) - 1, np.uint64(len(data) - 1)
     for t in range(len(members)):
         i = members[t]
+        # the row after next is on its way from memory meanwhile: a fifth of the time
+        coming = members[min(t + 2, last)]
+        at = min(edges[coming], end)
+        touch += data[at] + columns[at] + table[coming] + y[coming] + keep[coming]
         z, z_mean = 0.0, 0.0
         for k in range(edges[i], edges[i + one]):
             j = columns[k]
@@ -167,6 +200,8 @@ def sparse_singles(
             for j in range(d):
                 pairs[j, 0] = power * (pairs[j, 0] - pairs[j, 1] * total)
             power, total = 1.0, 0.0
+    if touch == -0.5:  # never, but the compiler cannot know
+        mean_b += 0.0
     for j in range(d):
         x[j] = power * (pairs[j, 0] - pairs[j, 1] * total)
         mean[j] = pairs[j, 1]

@@ -83,7 +83,9 @@ class Problem:
     def squared_norms(self) -> Vector:
         """‖a_i‖² with the intercept's 1, [n]."""
         if self.sparse:
-            found = np.asarray(self.features.multiply(self.features).sum(1)).ravel()
+            squares = self.features.copy()
+            squares.data **= 2
+            found = squares @ np.ones(squares.shape[1])
         else:
             found = np.einsum("ij,ij->i", self.features, self.features)
         return np.asarray(found + self.intercept, dtype=np.float64)
@@ -185,11 +187,15 @@ class Problem:
 def _rows(features: Any) -> Any:
     rows: Any = features
     if sparse.issparse(features):
-        rows = rows.tocsr(copy=True).astype(np.float64)
-        rows.sum_duplicates()
-        if max(rows.nnz, *rows.shape) < 2**31:  # half the memory to read
-            rows.indices = rows.indices.astype(np.int32)
-            rows.indptr = rows.indptr.astype(np.int32)
+        rows = rows.tocsr()
+        if not rows.has_canonical_format:
+            rows = rows.copy()
+            rows.sum_duplicates()
+        small = max(rows.nnz, *rows.shape) < 2**31  # half the memory to read
+        index = np.int32 if small else np.int64
+        parts = rows.data.astype(np.float64, copy=False), rows.indices.astype(index, copy=False)
+        indptr = rows.indptr.astype(index, copy=False)
+        rows = sparse.csr_array((*parts, indptr), shape=rows.shape)
         values = rows.data
     else:
         rows = np.ascontiguousarray(features, dtype=np.float64)

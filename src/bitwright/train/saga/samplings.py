@@ -46,27 +46,16 @@ class Singles:
     @cached_property
     def _alias(self) -> tuple[Vector, Indices]:
         """Per cell: below which fraction it is itself, and which row it is otherwise."""
-        n = len(self.p)
-        other = np.arange(n)
-        if not np.ptp(self.p):
-            return np.ones(n), other
-        share = (self.p * n).astype(np.float64)
-        small = [int(i) for i in np.flatnonzero(share < 1)]
-        large = [int(i) for i in np.flatnonzero(share >= 1)]
-        while small and large:
-            low, high = small.pop(), large[-1]
-            other[low] = high
-            share[high] -= 1 - share[low]
-            if share[high] < 1:
-                small.append(large.pop())
-        share[small + large] = 1
+        from bitwright.train.saga import kernels
+
+        share, other = kernels.aliases(self.p)
         return share, other
 
     def draw(self, rng: np.random.Generator, steps: int) -> Draw:
         """Sets for so many steps."""
-        share, other = self._alias
         members = rng.integers(len(self.p), size=steps)
-        if share.min() < 1:
+        if self.p.min() < self.p.max():
+            share, other = self._alias
             members = np.where(rng.random(steps) < share[members], members, other[members])
         return Draw(np.arange(steps + 1), members, 1 / self.p[members])
 
@@ -200,8 +189,8 @@ def importance(problem: Problem, curvature: float = 0.0) -> Singles:
     t = share_of_coercivity(strong, curvature)
     wanted = 2 / t * problem.weights * problem.squared_norms / problem.gamma
     wanted = wanted + 2 * strong + 2 * (1 - t) * curvature
-    # a row of zeros needs no visit but once in a while
-    wanted = np.maximum(wanted, 1e-3 * wanted.mean())
+    # where f curves more than is known, the table's age rules: short rows are visited all the same
+    wanted = np.maximum(wanted, 0.1 * wanted.mean())
     total = wanted.sum()
     return Singles(wanted / total) if total > 0 else uniform(problem.n)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from bitwright.errors import BitwrightError
 from bitwright.train.saga.constants import Rate, step_size
@@ -27,7 +28,7 @@ from bitwright.train.saga.samplings import Draw, Sampling, Singles
 from bitwright.train.saga.state import State, load_state, start
 
 #: rows seen in a call of a kernel, at least, so that small problems do not wait for Python
-BLOCK_ROWS = 20_000
+BLOCK_ROWS = 5000
 #: the table's mean is summed anew so often, free of what rounding has added
 REFRESH_BLOCKS = 8
 
@@ -149,6 +150,8 @@ def _kernel(problem: Problem, sampling: Sampling, step: float) -> Callable[[Draw
     data: tuple[Any, ...] = (rows,)
     if problem.sparse:
         unsigned = np.uint32 if rows.indices.dtype == np.int32 else np.uint64
+        if not rows.nnz:  # the loops look ahead at a first entry
+            rows = sparse.csr_array(([0.0], [0], np.append(rows.indptr[:-1], 1)), rows.shape)
         data = (rows.data, rows.indices.view(unsigned), rows.indptr.astype(np.uint64))
     alone = isinstance(sampling, Singles) and (penalty.affine or not problem.sparse)
     if problem.sparse:
