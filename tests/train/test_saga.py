@@ -19,7 +19,7 @@ from bitwright.train.saga import (
     State,
     curvature,
     importance,
-    kernels,
+    kernels_sparse,
     load_state,
     nice,
     samplings,
@@ -154,7 +154,7 @@ def test_many_lagged_steps_are_the_steps_one_by_one(penalty: str):
         begin = slow
         for count in range(1, 40):
             slow = float(p.prox(np.array([slow - step * g]), step)[0])
-            fast = kernels.advance(begin, count, g, how, shrink, np.log(shrink))
+            fast = kernels_sparse.advance(begin, count, g, how, shrink, np.log(shrink))
             assert fast == pytest.approx(slow, abs=1e-13), (x, g, count)
 
 

@@ -12,7 +12,7 @@ from bitwright.train.saga import (
     moments,
     nice,
     partition,
-    samplings,
+    proper,
     singles,
     uniform,
     user_sets,
@@ -48,27 +48,35 @@ def test_unbiased_over_all_sets():
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("module", "old", "new"),
     [
-        ("yield float(p), np.array([i]), np.array([1 / p])", "yield p, np.array([i]), np.ones(1)"),
-        ("given = 1 / inside[members] if", "given = 1.01 / inside[members] if"),
-        ("yield p, members, 1 / self.p[members]", "yield p, members, 1 / self.p[members] ** 0.9"),
-        ("np.full(self.tau, self.n / self.tau)", "np.ones(self.tau)"),
+        (
+            "samplings",
+            "yield float(p), np.array([i]), np.array([1 / p])",
+            "yield p, np.array([i]), np.ones(1)",
+        ),
+        ("proper", "given = 1 / inside[members] if", "given = 1.01 / inside[members] if"),
+        (
+            "samplings",
+            "yield p, members, 1 / self.p[members]",
+            "yield p, members, 1 / self.p[members] ** 0.9",
+        ),
+        ("samplings", "np.full(self.tau, self.n / self.tau)", "np.ones(self.tau)"),
     ],
 )
-def test_a_biased_weight_is_seen(old: str, new: str):
+def test_a_biased_weight_is_seen(module: str, old: str, new: str):
     def check() -> None:
         for make in ("uniform", "nice", "independent", "partition"):
             _check_one(make)
 
     check()
-    with mutated("train.saga.samplings", old, new), pytest.raises((AssertionError, BitwrightError)):
+    with mutated(f"train.saga.{module}", old, new), pytest.raises((AssertionError, BitwrightError)):
         check()
 
 
 def _check_one(make: str) -> None:
     """As above, with what the mutated module itself makes."""
-    own = vars(samplings)
+    own = vars(proper)
     arguments = {
         "uniform": (5,),
         "nice": (5, 2),

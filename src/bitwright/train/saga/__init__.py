@@ -3,11 +3,7 @@
 from bitwright.train.saga.constants import Moments, Rate, curvature, moments, step_size
 from bitwright.train.saga.penalty import Penalty
 from bitwright.train.saga.problem import Problem
-from bitwright.train.saga.samplings import (
-    Independent,
-    Nice,
-    Sets,
-    Singles,
+from bitwright.train.saga.proper import (
     importance,
     independent,
     nice,
@@ -16,6 +12,7 @@ from bitwright.train.saga.samplings import (
     uniform,
     user_sets,
 )
+from bitwright.train.saga.samplings import Independent, Nice, Sets, Singles
 from bitwright.train.saga.solver import Solution, saga
 from bitwright.train.saga.state import State, load_state, start
 

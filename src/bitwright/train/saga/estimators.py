@@ -19,7 +19,8 @@ from bitwright.errors import BitwrightError
 from bitwright.train.saga.constants import curvature
 from bitwright.train.saga.penalty import Penalty, Vector
 from bitwright.train.saga.problem import Problem
-from bitwright.train.saga.samplings import Sampling, importance, nice, uniform
+from bitwright.train.saga.proper import importance, nice, uniform
+from bitwright.train.saga.samplings import Sampling
 from bitwright.train.saga.solver import saga
 
 #: up to so many columns the curvature of a squared loss is computed, n d² of work

@@ -142,7 +142,7 @@ def _begin(problem: Problem, given: Vector | State | None, checkpoint: str | Pat
 
 def _kernel(problem: Problem, sampling: Sampling, step: float) -> Callable[[Draw, State], None]:
     """The loop for this kind of rows, sets and regularizer, in place on a state."""
-    from bitwright.train.saga import kernels
+    from bitwright.train.saga import kernels, kernels_sparse
 
     penalty, rows, keep = problem.penalty, problem.features, problem.weights
     how = (step, float(penalty.l1), float(penalty.l2), float(penalty.lower), float(penalty.upper))
@@ -155,7 +155,7 @@ def _kernel(problem: Problem, sampling: Sampling, step: float) -> Callable[[Draw
         data = (rows.data, rows.indices.view(unsigned), rows.indptr.astype(np.uint64))
     alone = isinstance(sampling, Singles) and (penalty.affine or not problem.sparse)
     if problem.sparse:
-        loop = kernels.sparse_singles if alone else kernels.sparse_sets
+        loop = kernels_sparse.sparse_singles if alone else kernels_sparse.sparse_sets
     else:
         loop = kernels.dense_singles if alone else kernels.dense_sets
 
