@@ -15,6 +15,7 @@ from saga_data import newton, problem, rows, spread
 
 from bitwright.train import saga
 from bitwright.train.saga import (
+    Penalty,
     Problem,
     State,
     curvature,
@@ -127,7 +128,25 @@ def rate(out: Rows, quick: bool) -> None:
                 f"{case}, {name}: mean Ψ over the promise", ratio, "<= 1", ratio <= 1 + 1e-12,
                 slope=round(slope, 3), seeds=len(found), promised_rate=promised.rate,
             )  # fmt: skip
+    _growth(out, quick)
     _sizes(out, quick)
+
+
+def _growth(out: Rows, quick: bool) -> None:
+    """Quadratic growth of unknown constant (L1 on german with ten columns twice): restarts."""
+    x, y = rows("german")
+    for l1 in (1e-3, 1e-2):
+        p = Problem(np.hstack([x, x[:, :10]]), y, penalty=Penalty(l1=l1))
+        law, found = uniform(p.n), {}
+        best = saga(p, law, tolerance=1e-14, max_passes=5000).value
+        for restart in (False, True):
+            seeds = range(1 if quick else 5)
+            each = [_passes(p, law, best, 1e-8, seed=s, restart=restart) for s in seeds]
+            found[restart] = float(np.mean(each))
+        out.add(
+            f"passes to 1e-8, l1 = {l1:g}, columns twice: with restarts", found[True], "", None,
+            "without", found[False],
+        )  # fmt: skip
 
 
 def _passes(p: Problem, law: Sampling, best: float, target: float, **more: Any) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, sparse
 from scipy.special import expit
 
 import bitwright
@@ -343,6 +343,17 @@ def test_restarts_find_the_solution_without_knowing_the_growth():
     assert found.converged and plain.converged
     assert abs(found.value - plain.value) < 2e-11
     assert found.state.passes < 3 * plain.state.passes
+
+
+def test_rows_without_entries():
+    """Of nothing but an intercept: the mean of the targets, in every kind of loop."""
+    y = np.arange(6.0)
+    for rows in (np.zeros((6, 3)), sparse.csr_array((6, 3))):
+        for penalty in (Penalty(), Penalty(l1=0.1)):
+            problem = Problem(rows, y, penalty=penalty, intercept=True)
+            for law in (uniform(6), nice(6, 2)):
+                found = solver.saga(problem, law, tolerance=1e-12)
+                np.testing.assert_allclose(found.x, [0, 0, 0, 2.5], atol=1e-11)
 
 
 def test_weights_are_repeated_rows():
