@@ -64,6 +64,7 @@ def test_the_public_names():
         "__version__",
         "compress",
         "load",
+        "saga",
         "traces",
     ]
     assert len(bitwright.__all__) <= 25

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -399,3 +403,35 @@ def test_a_file_that_is_no_state_is_told(tmp_path: Path):
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(BitwrightError, match="30 rows"):
         load_state(file, made(n=31))
+
+
+def test_threads_are_released():
+    """Another thread counts while a kernel runs; under the lock it could not."""
+    problem = made(n=2000, d=200, penalty=Penalty(l2=1e-3))
+    law = nice(2000, 50)
+    call = solver._kernel(problem, law, 1e-3)
+    draw = law.draw(np.random.default_rng(0), 4000)
+    call(law.draw(np.random.default_rng(0), 1), start(problem))  # compiled
+    running, counted = threading.Event(), [0]
+
+    def count() -> None:
+        while not running.is_set():
+            counted[0] += 1
+            time.sleep(0)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        before = counted[0]
+        call(draw, start(problem))
+        during = counted[0] - before
+    finally:
+        running.set()
+        thread.join()
+    assert during > 50
+
+
+def test_importing_bitwright_loads_neither_numba_nor_scikit_learn():
+    code = "import sys, bitwright; print('numba' in sys.modules, 'sklearn' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
