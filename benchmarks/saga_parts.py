@@ -229,7 +229,9 @@ def importances(out: Rows, quick: bool) -> None:
 
     l2 is such that κ = 10 n for the longest row. Of squared losses the curvature is known and used.
     """
-    for name in ("synthetic",) if quick else ("german unscaled", "a9a rescaled", "synthetic"):
+    for name in (
+        ("synthetic",) if quick else ("german unscaled", "a9a rescaled", "synthetic", "isotropic")
+    ):
         for loss in ("squared", "logistic"):
             data = spread(name, quick)
             base = problem(data, loss)
