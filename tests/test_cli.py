@@ -64,6 +64,7 @@ def test_the_public_names():
         "__version__",
         "compress",
         "load",
+        "saga",
         "traces",
     ]
     assert len(bitwright.__all__) <= 25
@@ -258,7 +259,7 @@ def bad():
     "seed": ({"seed": -1}, ("seed",)),
     "rows": ({"calibration_rows": 0}, ("--calibration-rows",)),
     "evaluations": ({"evaluations": 1}, ("--evaluations",)),
-    "activations": ({"activations": "9"}, ("2 to 8 or float",)),
+    "activations": ({"activations": "9"}, ("2 to 8, auto or float",)),
     "device": ({"device": "tpu"}, ("--device", "cpu or cuda", "'tpu'")),
     "skip": ({"skip": "nothing."}, ("nothing.",)),
     "task and model": ({"task": "x.py:task"}, ("not both",)),

@@ -7,7 +7,7 @@ from bitwright.deploy import IntegerNetwork, Verification
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import Result, Settings, compress, convert, load, prepare
 from bitwright.task import Task
-from bitwright.train import Trainable
+from bitwright.train import Trainable, saga
 
 __version__ = "0.1.0"
 
@@ -29,5 +29,6 @@ __all__ = [
     "convert",
     "load",
     "prepare",
+    "saga",
     "traces",
 ]
