@@ -60,10 +60,13 @@ def test_the_public_names():
         "Sensitivity",
         "Settings",
         "Task",
+        "Trainable",
         "Verification",
         "__version__",
         "compress",
+        "convert",
         "load",
+        "prepare",
         "saga",
         "traces",
     ]
