@@ -133,8 +133,7 @@ def searches(rows: harness.Rows, quick: bool) -> None:
     if quick:
         cases = cases[-1:]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if quick else harness.HERE.parent / "build" / "search"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _kept(scratch, quick)
         for network in dict.fromkeys(n for n, _ in cases):
             assert run_of(network, folder).sensitivity.layers  # the workers find it in the folder
         jobs = [
@@ -155,6 +154,13 @@ def searches(rows: harness.Rows, quick: bool) -> None:
             _case(rows, case, own, _judge(case[0], folder), quick)
     if not quick:
         _overall(rows, cases, held)
+
+
+def _kept(scratch: str, quick: bool) -> Path:
+    """Where measurements and logs are kept between runs."""
+    folder = Path(scratch) if quick else harness.HERE.parent / "build" / "search"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _case(
@@ -238,13 +244,14 @@ def bops(rows: harness.Rows, quick: bool) -> None:
     """Weights and activations of ResNet-20 within half the bit operations of W4A8."""
     network = "embedded net" if quick else "ResNet-20"
     with tempfile.TemporaryDirectory() as scratch:
-        plain = run_of(network, Path(scratch))
+        folder = _kept(scratch, quick) / "bops"
+        plain = run_of(network, folder)
         bound = 16 * sum(layer.macs for layer in plain.network.layers)
         found: dict[str, Tensor] = {}
         for method in ("cw-hawq", "channels", "layers", "uniform"):
             run = run_of(
                 network,
-                Path(scratch),
+                folder,
                 activations="auto",
                 max_bops=f"{bound / 1e6}M",
                 budget=parse_budget("8bit"),
