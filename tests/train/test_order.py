@@ -20,6 +20,7 @@ from small import one_thread  # noqa: F401
 
 #: the function of the same name hides it
 finetuning = importlib.import_module("bitwright.train.finetune")
+training = importlib.import_module("bitwright.train.trainable")
 
 BITS = (4, 2, 3, 2)
 
@@ -126,7 +127,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
         seen["judged"].append(candidate)
         return real_simulate(candidate, x)
 
-    monkeypatch.setattr(finetuning, "run", spy)
+    monkeypatch.setattr(training, "run", spy)
     monkeypatch.setattr(finetuning, "simulate", judged)
     yield seen
 
