@@ -115,7 +115,7 @@ def test_stages_are_even_and_hold_every_layer(layers: int, steps: int):
 def spied(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
     """What every training step ran with and answered, and every candidate that was judged."""
     seen: dict[str, list[Any]] = {"steps": [], "judged": []}
-    real_run, real_simulate = finetuning.run, finetuning.simulate
+    real_run, real_simulate = training.run, finetuning.simulate
 
     def spy(module: Any, x: Tensor, *rest: Any, constants: Any, **more: Any) -> Any:
         answer = real_run(module, x, *rest, constants=constants, **more)
