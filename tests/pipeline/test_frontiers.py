@@ -97,9 +97,9 @@ def layers_equal_enumeration(run: Run) -> None:
 def test_frontiers_by_layer_equal_enumeration(start: Any):
     run = start()
     layers_equal_enumeration(run)
-    mean = ("bench.sensitivity.layers[la.name].value.sum() / la.weights",
-            "1 / bench.sensitivity.layers[la.name].value.sum()")  # fmt: skip
-    with pytest.raises(AssertionError), mutated("pipeline.frontiers", *mean):
+    mean = ("sensitivity.layers[la.name].value.sum() / la.weights",
+            "1 / sensitivity.layers[la.name].value.sum()")  # fmt: skip
+    with pytest.raises(AssertionError), mutated("quantize.problem", *mean):
         layers_equal_enumeration(run)
 
 

@@ -23,8 +23,8 @@ from scipy.sparse import csr_array
 from bitwright.allocate.multipliers import highest
 from bitwright.allocate.problem import Bounds, Limit, Problem
 
-#: turns at most, and halvings of the factor on the prices that makes the first plan fit
-_TURNS, _HALVINGS = 20, 30
+#: turns of both sides at most, and halvings of the prices' factor that makes the first plan fit
+_TURNS, _HALVINGS = 10, 30
 #: items up to which single activations are moved as well
 _FEW = 20
 
@@ -38,17 +38,15 @@ def joint(whole: Problem, solve: Callable[[Problem], np.ndarray]) -> np.ndarray:
     """
     bounds, stars = Bounds(whole), Stars(whole)
     prices, _ = multipliers(whole, stars, bounds)
-    best, lowest = _first(whole, stars, bounds, prices), np.inf
-    rows = np.arange(len(best))
-    for turn in range(_TURNS):
-        found = solve(given(whole, best, moving=turn % 2))
-        loss = float(whole.loss[rows, found].sum())
-        if loss < float(whole.loss[rows, best].sum()):
-            best = found
-        if turn % 2:
-            if not float(whole.loss[rows, best].sum()) < lowest:
-                break
-            lowest = float(whole.loss[rows, best].sum())
+    best, rows = _first(whole, stars, bounds, prices), np.arange(len(whole.names))
+    for _ in range(_TURNS):
+        before = whole.loss[rows, best].sum()
+        for part in (0, 1):
+            found = solve(given(whole, best, moving=part))
+            if whole.loss[rows, found].sum() < whole.loss[rows, best].sum():
+                best = found
+        if whole.loss[rows, best].sum() >= before:
+            break
     return _moved(whole, best, solve, bounds) if len(best) <= _FEW else best
 
 

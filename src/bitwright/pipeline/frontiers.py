@@ -55,10 +55,7 @@ def frontiers(bench: Workbench, plan: Plan) -> tuple[Curve, ...]:
     problem = bench.weights(plan.budget).with_limits()
     tied = problem.with_ties(bench.layer_ties()[: len(problem.names)])
     layer = quantize.layer_ties(bench.network)
-    mean = np.array(
-        [bench.sensitivity.layers[la.name].value.sum() / la.weights for la in bench.network.layers]
-    )
-    order = np.argsort(-mean[layer], kind="stable")
+    order = quantize.layer_order(bench.network, bench.sensitivity)
     down = allocate.pareto(tied, order, resolution=_STATES)
     every = allocate.frontier_dp(tied, resolution=_STATES)
     _, first = np.unique(layer, return_index=True)

@@ -65,11 +65,8 @@ def _hawq(bench: Workbench, problem: Problem) -> Plan:
 
 
 def _pareto(bench: Workbench, problem: Problem) -> Plan:
-    mean = [
-        bench.sensitivity.layers[la.name].value.sum() / la.weights for la in bench.network.layers
-    ]
     tied = problem.with_ties(bench.layer_ties())
-    order = np.argsort(-np.array(mean)[quantize.layer_ties(bench.network)], kind="stable")
+    order = quantize.layer_order(bench.network, bench.sensitivity)
     return allocate.pareto(tied, order).plan(problem.budget)
 
 

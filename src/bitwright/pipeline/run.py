@@ -97,9 +97,13 @@ class Run:
     @cached_property
     def calibration(self) -> Tensor:
         """At most `calibration_rows` rows, drawn with the seed."""
-        x, limit = self.task.calibration, self.settings.calibration_rows
+        return self.task.calibration[self._drawn[: self.settings.calibration_rows]]
+
+    @cached_property
+    def _drawn(self) -> Tensor:
+        """All rows of the task's calibration in the order that the seed draws them."""
         generator = torch.Generator().manual_seed(self.settings.seed)
-        return x[torch.randperm(len(x), generator=generator)[:limit]]
+        return torch.randperm(len(self.task.calibration), generator=generator)
 
     @cached_property
     def pool(self) -> Tensor:
@@ -108,8 +112,7 @@ class Run:
         Drawn behind `calibration` where there are more rows, else its own later rows.
         """
         x, limit = self.task.calibration, self.settings.calibration_rows
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        rest = torch.randperm(len(x), generator=generator)[limit : limit + REWARD_ROWS]
+        rest = self._drawn[limit : limit + REWARD_ROWS]
         if len(rest) >= REWARD_ROWS:
             return x[rest]
         used = min(REWARD_CORRECTION_ROWS, len(self.calibration) // 2)
@@ -377,9 +380,7 @@ class Run:
         """The calibration rows, with their labels where there are any."""
         labels = self.task.calibration_labels
         if labels is not None:
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            order = torch.randperm(len(self.task.calibration), generator=generator)
-            labels = labels[order[: self.settings.calibration_rows]]
+            labels = labels[self._drawn[: self.settings.calibration_rows]]
         return quantize.Rows(self.calibration, labels, self.task.divergence, self.task.class_axis)
 
     @cached_property

@@ -6,7 +6,13 @@ from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
 from bitwright.quantize.feedback import FEEDBACK_ROWS, round_by_moments, round_with_feedback
 from bitwright.quantize.joint import blank_edges, edge_grids, edge_order, with_activations
 from bitwright.quantize.moments import Moments, float_moments
-from bitwright.quantize.problem import channel_problem, layer_ties, plan_bits, trace_order
+from bitwright.quantize.problem import (
+    channel_problem,
+    layer_order,
+    layer_ties,
+    plan_bits,
+    trace_order,
+)
 from bitwright.quantize.scores import (
     SCORES,
     Predicted,
@@ -48,6 +54,7 @@ __all__ = [
     "float_moments",
     "float_outputs",
     "layer_eigenvalues",
+    "layer_order",
     "layer_ties",
     "mean_bits",
     "plan_bits",

@@ -82,6 +82,12 @@ def trace_order(
     return np.argsort(-np.concatenate(scores), kind="stable")
 
 
+def layer_order(network: Network, sensitivity: Sensitivity) -> np.ndarray:
+    """Channels by falling mean trace of their layers, HAWQ-V2's order, int64 [n]."""
+    mean = [sensitivity.layers[la.name].value.sum() / la.weights for la in network.layers]
+    return np.argsort(-np.array(mean)[layer_ties(network)], kind="stable")
+
+
 def plan_bits(network: Network, plan: Plan) -> dict[str, np.ndarray]:
     """The plan's widths of weights, layer name -> int64 [rows]; activations may stand behind."""
     cuts = np.cumsum([layer.rows for layer in network.layers])
