@@ -6,14 +6,13 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bitwright import Settings, Task
+from bitwright import Settings
 from bitwright.pipeline import Run
 from bitwright.pipeline import run as stages
 from bitwright.pipeline.budget import parse_budget
@@ -24,31 +23,13 @@ from mutants import mutated
 from pipeline import tiny
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with tiny.quickly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("measured")
-    _ = Run(task(), Settings(), folder).sensitivity
-    return folder
-
-
-def task() -> Task:
-    x, test = tiny.rows(80), tiny.rows(40, 100)
-    return Task(tiny.network(), x, tiny.labels_of(x), test, tiny.labels_of(test))
-
-
 @pytest.fixture
 def start(measured: Path, tmp_path: Path) -> Any:
     folder = tmp_path / "run"
     shutil.copytree(measured, folder)
 
     def make(budget: str = "3bit", **settings: Any) -> Run:
-        return Run(task(), Settings(budget=parse_budget(budget), **settings), folder)
+        return Run(tiny.task(), Settings(budget=parse_budget(budget), **settings), folder)
 
     return make
 

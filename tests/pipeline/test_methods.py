@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitwright import Settings, Task, cost, quantize
+from bitwright import Settings, cost, quantize
 from bitwright.deploy import artefact
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import METHODS, Run
@@ -24,24 +23,6 @@ from pipeline import tiny
 SEARCHES = [name for name, method in METHODS.items() if method.search]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with tiny.quickly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("measured")
-    _ = Run(task(), Settings(), folder).sensitivity
-    return folder
-
-
-def task() -> Task:
-    x, test = tiny.rows(80), tiny.rows(40, 100)
-    return Task(tiny.network(), x, tiny.labels_of(x), test, tiny.labels_of(test))
-
-
 @pytest.fixture
 def start(measured: Path, tmp_path: Path) -> Any:
     """A run of other settings in a copy of a folder where seed 0 is measured."""
@@ -51,7 +32,7 @@ def start(measured: Path, tmp_path: Path) -> Any:
         if not folder.exists():
             shutil.copytree(measured, folder)
         settings["budget"] = parse_budget(settings.get("budget", "3bit"))
-        return Run(task(), Settings(**settings), folder)
+        return Run(tiny.task(), Settings(**settings), folder)
 
     return make
 
@@ -122,7 +103,7 @@ def bops(run: Run) -> float:
 
 @pytest.mark.parametrize("method", ["channels", "layers", "uniform", "cw-hawq", "local-moves"])
 def test_free_activations_keep_the_bound(start: Any, method: str):
-    whole = Run(task(), Settings(), Path())  # never written
+    whole = Run(tiny.task(), Settings(), Path())  # never written
     most = 64 * sum(layer.macs for layer in whole.network.layers)
     bound = f"{0.2 * most / 1e6}M"
     options = {"method": method, "evaluations": 5, "budget": "8bit", "max_bops": bound}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,26 +26,6 @@ from bitwright.task import assemble
 from pipeline import tiny
 
 
-def task(**changes: Any) -> Task:
-    x, test = tiny.rows(80), tiny.rows(40, 100)
-    data = Task(tiny.network(), x, tiny.labels_of(x), test, tiny.labels_of(test))
-    return replace(data, **changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with tiny.quickly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where seed 0 is measured."""
-    folder = tmp_path_factory.mktemp("measured")
-    _ = Run(task(), Settings(), folder).sensitivity
-    return folder
-
-
 @pytest.fixture
 def start(measured: Path, tmp_path: Path) -> Any:
     """A run of other settings in a copy of that folder."""
@@ -56,7 +35,7 @@ def start(measured: Path, tmp_path: Path) -> Any:
     def make(what: Task | None = None, **settings: Any) -> Run:
         if "budget" in settings:
             settings["budget"] = settings["budget"] and parse_budget(settings["budget"])
-        return Run(what or task(), Settings(**settings), folder)
+        return Run(what or tiny.task(), Settings(**settings), folder)
 
     return make
 
@@ -236,10 +215,10 @@ def test_overrides(start: Any):
 
 
 def test_overrides_leave_a_layer_in_float(tmp_path: Path):
-    run = Run(task(), Settings(overrides={"0": "float"}), tmp_path / "run")
+    run = Run(tiny.task(), Settings(overrides={"0": "float"}), tmp_path / "run")
     assert run.network.skipped == ("0",)
     assert [layer.name for layer in run.network.layers] == ["3", "7"]
-    assert run.base_key != Run(task(), Settings(), tmp_path / "run").base_key
+    assert run.base_key != Run(tiny.task(), Settings(), tmp_path / "run").base_key
 
 
 def test_ties_hold_for_every_method(start: Any):
@@ -274,12 +253,12 @@ def test_nothing_is_measured_twice(start: Any, monkeypatch: pytest.MonkeyPatch):
         assert start(budget="4bit").plan.cost > run.plan.cost
         assert start(method="layers").plan.method == "layers"
         assert start(budget=None, max_kl=1.0).plan.cost < run.plan.cost
-        x = task().calibration
+        x = tiny.task().calibration
         keys = {start(**s).base_key for s in ({}, {"skip": ("0",)}, {"calibration_rows": 40})}
         assert len(keys) == 3
         for other in (
-            start(task(model=tiny.network(1))),
-            start(task(calibration=torch.cat([x[:-1], x[-1:] + 1]))),
+            start(tiny.task(model=tiny.network(1))),
+            start(tiny.task(calibration=torch.cat([x[:-1], x[-1:] + 1]))),
             start(seed=1),
         ):
             with pytest.raises(AssertionError, match="done again"):
@@ -287,8 +266,8 @@ def test_nothing_is_measured_twice(start: Any, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_labels_matter_where_the_goal_is_a_metric(start: Any):
-    x = task().calibration
-    other = task(calibration_labels=(tiny.labels_of(x) + 1) % 4)
+    x = tiny.task().calibration
+    other = tiny.task(calibration_labels=(tiny.labels_of(x) + 1) % 4)
     goal = {"budget": None, "max_drop": 5.0}
     assert start(**goal)._search_key != start(other, **goal)._search_key
     assert start()._search_key == start(other)._search_key
@@ -323,7 +302,7 @@ def test_the_store_knows_a_changed_file(tmp_path: Path):
 
 def test_too_few_rows(tmp_path: Path):
     with pytest.raises(BitwrightError, match="too few"):
-        Run(task(calibration=tiny.rows(1)), Settings(), tmp_path)
+        Run(tiny.task(calibration=tiny.rows(1)), Settings(), tmp_path)
     with pytest.raises(BitwrightError, match="too few"):
         Run(Task(tiny.network(), tiny.rows(2)), Settings(), tmp_path)
     run = Run(Task(tiny.network(), tiny.rows(10)), Settings(), tmp_path)
@@ -346,20 +325,20 @@ def test_too_few_rows(tmp_path: Path):
 )
 def test_settings_are_checked(options: dict[str, Any], tmp_path: Path):
     with pytest.raises(BitwrightError):
-        Run(task(), Settings(**options), tmp_path / "run")
+        Run(tiny.task(), Settings(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BitwrightError, match="no CUDA device; use --device cpu"):
-        Run(task(), Settings(device="cuda"), tmp_path / "run")
+        Run(tiny.task(), Settings(device="cuda"), tmp_path / "run")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_another_device_measures_and_trains_the_same(tmp_path: Path):
     here, there = (
-        Run(task(), Settings(device=device, epochs=1), tmp_path / device)
+        Run(tiny.task(), Settings(device=device, epochs=1), tmp_path / device)
         for device in ("cpu", "cuda")
     )
     for name, found in here.sensitivity.layers.items():

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright import cli
+from bitwright import Task, cli
 from bitwright.curvature import make_key
 from bitwright.pipeline import run as stages
 
@@ -83,6 +84,12 @@ def arrays(seed: int = 0) -> dict[str, np.ndarray]:
         "test_x": test.numpy(),
         "test_y": labels_of(test).numpy(),
     }
+
+
+def task(**changes: Any) -> Task:
+    """The model, eighty calibration rows and forty test rows, with labels."""
+    x, test = rows(80), rows(40, 100)
+    return replace(Task(network(), x, labels_of(x), test, labels_of(test)), **changes)
 
 
 def write(folder: Path) -> None:

@@ -1,0 +1,26 @@
+"""What tests of runs share: one thread, and a folder where the tiny task is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bitwright import Settings
+from bitwright.pipeline import Run
+from pipeline import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with tiny.quickly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where seed 0 is measured."""
+    folder = tmp_path_factory.mktemp("measured")
+    _ = Run(tiny.task(), Settings(), folder).sensitivity
+    return folder
