@@ -57,7 +57,7 @@ from bitwright.pipeline.settings import (
 from bitwright.pipeline.store import Store, write_bytes, write_text
 from bitwright.quantize import Quantized
 from bitwright.task import Task, fingerprint, metric_of
-from bitwright.train import finetune, hawq_order
+from bitwright.train import Recipe, augment, finetune, hawq_order
 
 STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
 #: bump when a stage computes something else from the same inputs
@@ -574,10 +574,12 @@ class Run:
         return self._own(artefact.load(path))
 
     @property
-    def _training(self) -> tuple[int | str, ...]:
+    def _training(self) -> tuple[int | str | float, ...]:
         """What fine-tuning depends on, nothing of it without epochs."""
         s = self.settings
-        return (s.epochs, s.order) if s.epochs and s.order != "all" else (s.epochs,)
+        if not s.epochs:
+            return (0,)
+        return (s.epochs, s.order, s.augment or "", s.temperature, s.rate)
 
     def _order(self) -> list[str] | None:
         """Layers one after another, or None for all at once."""
@@ -596,23 +598,34 @@ class Run:
         key = make_key("finetune", self._quantize_key, *self._training)
         if not self.store.done("finetune", key, path.name):
             with self.store.stage("finetune", key, path.name):
-                found, _ = (
-                    finetune(
-                        self.corrected,
-                        self.calibration,
-                        epochs=self.settings.epochs,
-                        order=self._order(),
-                        kind=self.task.divergence,
-                        class_axis=self.task.class_axis,
-                        seed=self.settings.seed,
-                        device=self.settings.device,
-                        progress=lambda f: self.progress("finetune", f),
-                    )
-                    if self.settings.epochs
-                    else (self.corrected, [])
-                )
+                found = self._finetuned(key) if self.settings.epochs else self.corrected
                 artefact.save(found, path, self._metadata())
         return self._own(artefact.load(path))
+
+    def _finetuned(self, key: str) -> Quantized:
+        """Trained on all rows there are, those that a search is rewarded on among them."""
+        s = self.settings
+        checkpoint = self.store.path(f"finetune-{key[:12]}.safetensors")
+        found, history = finetune(
+            self.corrected,
+            self.task.calibration[self._drawn],
+            Recipe(
+                epochs=s.epochs,
+                rate=s.rate,
+                temperature=s.temperature,
+                kind=self.task.divergence,
+                class_axis=self.task.class_axis,
+                seed=s.seed,
+                device=s.device,
+            ),
+            order=self._order(),
+            augment=None if s.augment is None else augment.parse(s.augment),
+            checkpoint=checkpoint,
+            progress=lambda f: self.progress("finetune", f),
+        )
+        write_text(self.store.path("finetune.json"), json.dumps({"key": key, "loss": history}))
+        checkpoint.unlink(missing_ok=True)
+        return found
 
     def _metadata(self) -> dict[str, object]:
         from bitwright import __version__
