@@ -137,7 +137,10 @@ class Run:
         if floats:
             found = build(self.task.model, self.calibration, skip=(*skip, *floats))
         apply_overrides(self.settings.overrides, found)
-        return found
+        if not self.settings.equalize:
+            return found
+        x = self.calibration[:CALIBRATION_ROWS]
+        return quantize.equalized(found, x, self.settings.equalize, chunk=_chunk(found))
 
     @cached_property
     def base_key(self) -> str:
@@ -153,6 +156,7 @@ class Run:
             s.skip,
             floats,
             s.calibration_rows,
+            s.equalize,
             self.task.divergence,
             self.task.class_axis,
         )
@@ -634,6 +638,7 @@ class Run:
             "producer": f"bitwright {__version__}",
             "method": self.plan.method,
             "preprocessing": self.task.preprocessing,
+            **({"equalize": self.settings.equalize} if self.settings.equalize else {}),
         }
 
     @cached_property

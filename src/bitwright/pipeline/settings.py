@@ -36,6 +36,7 @@ class Settings:
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
             `auto`: widths chosen together with the weights', under `max_bops`.
+        equalize: how far the ranges of activations' channels are made equal, 0 to 1.
         rounding: one of :data:`ROUNDINGS`.
         epochs: of fine-tuning.
         order: of fine-tuning, one of :data:`ORDERS`: all layers at once, or one after another.
@@ -77,6 +78,7 @@ class Settings:
     max_latency: str | None = None
     profile: str | None = None
     rounding: str = "nearest"
+    equalize: float = 0.0
     augment: str | None = None
     temperature: float = 4.0
     rate: float = 1e-3
@@ -92,7 +94,7 @@ def check_settings(settings: Settings) -> Settings:
         value = getattr(settings, name)
         if not isinstance(value, int) or isinstance(value, bool):
             raise BitwrightError(f"{name} must be a whole number, not {value!r}")
-    for name in ("max_kl", "max_drop", "temperature", "rate"):
+    for name in ("max_kl", "max_drop", "temperature", "rate", "equalize"):
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise BitwrightError(f"{name} must be a number, not {value!r}")
@@ -136,6 +138,8 @@ def check_settings(settings: Settings) -> Settings:
             f"give one of --budget, --max-kl, --max-drop, not {' and '.join(goals) or 'none'}"
         )
     _check_bounds(settings)
+    if not 0 <= settings.equalize <= 1:
+        raise BitwrightError(f"--equalize must be 0 to 1, not {settings.equalize}")
     if settings.augment is not None:
         augment.parse(settings.augment)
     for name, value in (
