@@ -406,6 +406,7 @@ class Run:
             self.predicted,
             None if product is None else (self._edge_tables, product),
             self.settings.rounding,
+            self.settings.budget is None or bool(METHODS[self.settings.method].search),
         )
 
     @property
