@@ -26,7 +26,7 @@ from torch import Tensor
 from bitwright.curvature.divergence import per_sample
 
 #: a peer may be this much over a case's budget and still be counted in it
-SPARE = 1.01
+SPARE = 1.02
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def stage(network: str) -> Stage:
 
 def add(rows: harness.Rows, contender: cases.Contender) -> float:
     """A row for what a contender reaches; its KL, infinite where it is over the case's budget."""
-    work = stage(contender.network)
-    calibration, judged, labels = (work.rows[k] for k in ("calibration", "judged", "labels"))
     network, case, setting = contender.network, contender.case, contender.setting
+    work = stage(network)
+    calibration, judged, labels = (work.rows[k] for k in ("calibration", "judged", "labels"))
     found = compare.run(contender.peer, network, case, setting, calibration, judged)
     logits = torch.from_numpy(found.logits)
     kl = per_sample(work.logits, logits, "kl")

@@ -1,29 +1,31 @@
 """The cases, their rows, and with what settings each peer takes part.
 
-`CONTENDERS` are each peer's best settings, found by trying; `TRIED` are the others.
+`CONTENDERS` are the settings with which a peer did best in a case; `TRIED` are others that it was
+given there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import mcunet
 import networks
 import numpy as np
+from peers import compare
 from peers.compare import Case
 
 #: calibration images of CIFAR-10
 CALIBRATION = 1024
 
 R20, MOBILE = "resnet20", "mobilenet_v2"
-TITLES = {R20: "ResNet-20", MOBILE: "MobileNetV2", "mcunet": "MCUNet"}
+TITLES = {R20: "ResNet-20", MOBILE: "MobileNetV2"}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A peer, its settings, and where it takes part."""
+    """A peer, where it takes part, and its settings."""
 
     network: str
     case: Case
@@ -32,7 +34,7 @@ class Contender:
 
 
 def rows(network: str) -> dict[str, np.ndarray]:
-    """What all parties calibrate on and are judged on.
+    """What all parties calibrate on and are judged on: `calibration`, `judged`, `labels`.
 
     CIFAR-10: `CALIBRATION` training images drawn once, and the 517 test images. ImageNet: 250
     images and the other 250.
@@ -47,9 +49,24 @@ def rows(network: str) -> dict[str, np.ndarray]:
     return {"calibration": calibration, "judged": data["test_x"], "labels": data["test_y"]}
 
 
-FLOAT = {bits: Case(bits, None) for bits in (4, 3, 2)}
-EIGHT = {bits: Case(bits, 8) for bits in (8, 4, 3, 2)}
-FOUR = Case(4, 4)
+def of(network: str, case: Case, contenders: Iterable[Contender]) -> list[Contender]:
+    """Those that take part in a case."""
+    return [c for c in contenders if (c.network, c.case) == (network, case)]
+
+
+def peer_rows(
+    network: str, case: Case, calibration: np.ndarray, judged: np.ndarray
+) -> list[compare.PeerResult]:
+    """What every contender of a case makes of it; computed where it is not in the cache."""
+    return [
+        compare.run(c.peer, network, case, c.setting, calibration, judged)
+        for c in of(network, case, CONTENDERS)
+    ]
+
+
+W4, W3, W2 = (Case(bits, None) for bits in (4, 3, 2))
+W8A8, W4A8, W3A8, W2A8 = (Case(bits, 8) for bits in (8, 4, 3, 2))
+W4A4 = Case(4, 4)
 
 CONTENDERS: tuple[Contender, ...] = ()
 TRIED: tuple[Contender, ...] = ()

@@ -51,8 +51,10 @@ class Request:
     judged: np.ndarray
 
     def batches(self, size: int = BATCH) -> Iterator[Tensor]:
-        """The calibration rows."""
-        yield from torch.from_numpy(self.calibration).split(size)
+        """The calibration rows; a setting `rows` takes as many of them, evenly."""
+        wanted = self.setting.get("rows", len(self.calibration))
+        chosen = np.linspace(0, len(self.calibration) - 1, wanted).round().astype(int)
+        yield from torch.from_numpy(self.calibration[chosen]).split(size)
 
 
 @dataclass(frozen=True)

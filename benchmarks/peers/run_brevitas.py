@@ -7,8 +7,8 @@ Settings:
     backend: `fx` (one grid an edge, as the graph has them) or `layerwise` (one at each layer's
         input, sums in float; the only one without grids of activations).
     rounding: `nearest`, `gptq`, `gpfq`, `qronos`, or `learned`.
-    ends: bits of the first and the last layer, `depthwise` of depthwise convolutions; None: those
-        of the others.
+    first, last, depthwise: bits of the first and of the last layer and of depthwise convolutions;
+        None: those of the others.
     scale: `stats` or `mse`, how a channel's scale is found.
     kind: `sym` or `asym` grids of weights.
     equalize: iterations of cross-layer equalization.
@@ -44,9 +44,10 @@ from torch.nn import functional as F
 DEFAULTS: dict[str, Any] = {
     "backend": "fx",
     "rounding": "gptq",
-    "ends": None,
+    "first": 8,
+    "last": 8,
     "depthwise": None,
-    "scale": "mse",
+    "scale": "stats",
     "kind": "sym",
     "equalize": 0,
     "act_order": False,
@@ -70,7 +71,7 @@ class Rows:
         return ((batch, torch.zeros(len(batch))) for batch in self.request.batches())
 
     def __len__(self) -> int:
-        return -(-len(self.request.calibration) // child.BATCH)
+        return len(list(self.request.batches()))
 
 
 def traced(model: nn.Module) -> nn.Module:
@@ -95,8 +96,10 @@ def quantized(model: nn.Module, request: child.Request, setting: dict[str, Any])
     @value
     def bits(module: nn.Module) -> int:
         # the ends are recognized as Brevitas' own script does it
-        if isinstance(module, nn.Linear) or module.in_channels == 3:
-            return setting["ends"] or body
+        if isinstance(module, nn.Linear):
+            return setting["last"] or body
+        if module.in_channels == 3:
+            return setting["first"] or body
         return (setting["depthwise"] or body) if module.groups > 1 else body
 
     maps = ptq.create_quant_maps(

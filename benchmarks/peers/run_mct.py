@@ -9,7 +9,9 @@ Settings:
     images: that the sensitivity is measured on.
     epochs: of gradient post-training quantization over the calibration rows; 0: none, thresholds by
         least squares alone.
-    attention: its loss weighted by sample and layer.
+    batch: rows of a step of that.
+    loss: of that, `attention` (weighted by sample and layer: MCT's default, and slow),
+        `hessian` (weighted by layer), or `plain`.
     act_method: grids of activations, `POWER_OF_TWO` (IMX500's), `SYMMETRIC` or `UNIFORM`.
     correct: bias correction after the second moment, too.
 """
@@ -43,7 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "hessian": False,
     "images": 32,
     "epochs": 0,
-    "attention": True,
+    "batch": child.BATCH,
+    "loss": "plain",
     "act_method": "POWER_OF_TWO",
     "correct": False,
 }
@@ -76,7 +79,7 @@ def quantize(model: nn.Module, request: child.Request) -> child.Quantized:
     weights = sum(layer.weight.numel() for layer in child.layers(model).values())
 
     def rows():
-        return ([batch.numpy()] for batch in request.batches())
+        return ([batch.numpy()] for batch in request.batches(setting["batch"]))
 
     core = mct.core.CoreConfig(
         quantization_config=mct.core.QuantizationConfig(
@@ -102,7 +105,8 @@ def quantize(model: nn.Module, request: child.Request) -> child.Quantized:
             rows,
             gptq_config=mct.gptq.get_pytorch_gptq_config(
                 n_epochs=setting["epochs"],
-                use_hessian_sample_attention=setting["attention"],
+                use_hessian_based_weights=setting["loss"] != "plain",
+                use_hessian_sample_attention=setting["loss"] == "attention",
                 gradual_activation_quantization=request.activation_bits is not None,
             ),
             **common,

@@ -44,6 +44,7 @@ def exported(model: nn.Module, request: child.Request, path: Path) -> None:
         (torch.from_numpy(request.calibration[:2]),),
         path,
         dynamo=True,
+        external_data=False,
         input_names=["input"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("n")},),
