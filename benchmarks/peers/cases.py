@@ -1,0 +1,72 @@
+"""The cases, their rows, and with what settings each peer takes part.
+
+`CONTENDERS` are the settings with which a peer did best in a case; `TRIED` are others that it was
+given there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mcunet
+import networks
+import numpy as np
+from peers import compare
+from peers.compare import Case
+
+#: calibration images of CIFAR-10
+CALIBRATION = 1024
+
+R20, MOBILE = "resnet20", "mobilenet_v2"
+TITLES = {R20: "ResNet-20", MOBILE: "MobileNetV2"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A peer, where it takes part, and its settings."""
+
+    network: str
+    case: Case
+    peer: str
+    setting: Mapping[str, Any] = field(default_factory=dict)
+
+
+def rows(network: str) -> dict[str, np.ndarray]:
+    """What all parties calibrate on and are judged on: `calibration`, `judged`, `labels`.
+
+    CIFAR-10: `CALIBRATION` training images drawn once, and the 517 test images. ImageNet: 250
+    images and the other 250.
+    """
+    if network.startswith("resnet"):
+        data = networks.cifar10()
+        drawn = np.random.default_rng(0).permutation(len(data["train_x"]))[:CALIBRATION]
+        calibration = data["train_x"][np.sort(drawn)]
+    else:
+        data = mcunet.imagenet() if network == "mcunet" else networks.imagenet()
+        calibration = data["train_x"]
+    return {"calibration": calibration, "judged": data["test_x"], "labels": data["test_y"]}
+
+
+def of(network: str, case: Case, contenders: Iterable[Contender]) -> list[Contender]:
+    """Those that take part in a case."""
+    return [c for c in contenders if (c.network, c.case) == (network, case)]
+
+
+def peer_rows(
+    network: str, case: Case, calibration: np.ndarray, judged: np.ndarray
+) -> list[compare.PeerResult]:
+    """What every contender of a case makes of it; computed where it is not in the cache."""
+    return [
+        compare.run(c.peer, network, case, c.setting, calibration, judged)
+        for c in of(network, case, CONTENDERS)
+    ]
+
+
+W4, W3, W2 = (Case(bits, None) for bits in (4, 3, 2))
+W8A8, W4A8, W3A8, W2A8 = (Case(bits, 8) for bits in (8, 4, 3, 2))
+W4A4 = Case(4, 4)
+
+CONTENDERS: tuple[Contender, ...] = ()
+TRIED: tuple[Contender, ...] = ()
