@@ -36,7 +36,7 @@ from bitwright.quantize import Quantized
 from bitwright.task import Task
 
 #: epochs of `finetune`: what fits 45 minutes of two cores
-EPOCHS = 40
+EPOCHS = 20
 
 
 def task(network: str) -> Task:
@@ -185,7 +185,8 @@ def finetune(rows: harness.Rows, quick: bool) -> None:
             activations=4,
             rounding="feedback",
             epochs=EPOCHS,
-            augment="flip,crop4",
+            augment="flip,crop4,mixup",
+            temperature=2.0,
         )
         run = Run(work, settings, Path(folder))
         before, built = judged(work, run, run.corrected), run.quantized

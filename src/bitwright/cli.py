@@ -95,7 +95,7 @@ Equalize = Annotated[
     typer.Option(help="0 to 1: how far ranges of activations' channels are made equal."),
 ]
 Augment = Annotated[
-    str | None, typer.Option(help="Images while fine-tuning: flip, crop4, or flip,crop4.")
+    str | None, typer.Option(help="Images while fine-tuning: flip, crop4, mixup, or flip,crop4.")
 ]
 Temperature = Annotated[float, typer.Option(help="Of the answers that fine-tuning compares.")]
 Rate = Annotated[float, typer.Option(help="Of fine-tuning, relative to each layer's mean step.")]

@@ -175,9 +175,26 @@ def test_shifted_by_every_amount_alike():
     assert chi2 < 24 + 4 * math.sqrt(48)
 
 
+def test_mixed_lies_between_two():
+    x = torch.rand(50, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = augment.parse("mixup")(x, torch.Generator().manual_seed(0))
+    shares = []
+    for i in range(50):
+        fits = []
+        for j in range(50):
+            apart = (x[i] - x[j]).flatten()
+            size = float(apart @ apart)
+            share = float((found[i] - x[j]).flatten() @ apart) / size if size else 1.0
+            fits.append((float((share * x[i] + (1 - share) * x[j] - found[i]).abs().max()), share))
+        wrong, share = min(fits)
+        assert wrong < 1e-5 and -1e-4 <= share <= 1 + 1e-4
+        shares.append(share)
+    assert abs(sum(shares) / 50 - 0.5) < 4 / (12 * 50) ** 0.5 + 1 / 50  # itself now and then
+
+
 @pytest.mark.parametrize("text", ["", "crop", "crop0", "turn", "flip,,crop4", "crop-1"])
 def test_unknown_changes_are_refused(text: str):
-    with pytest.raises(BitwrightError, match="use flip, crop4 or flip,crop4"):
+    with pytest.raises(BitwrightError, match="use flip, crop4, mixup or several"):
         augment.parse(text)
 
 

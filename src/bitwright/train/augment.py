@@ -1,4 +1,9 @@
-"""Random changes of images, for fine-tuning: mirrored, and cut out with a shift."""
+"""Random changes of images, for fine-tuning: mirrored, cut out with a shift, mixed.
+
+The float model answers whatever the images become, so that nothing need be right about them; mixed
+images (Zhang et al., arXiv 1710.09412) are those of whose answers it is least certain, and so tell
+most (Beyer et al., arXiv 2106.05237).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def parse(text: str) -> Augment:
-    """`flip`, `crop4` (shifted by up to 4 pixels), or both with a comma between.
+    """`flip`, `crop4` (shifted by up to 4 pixels), `mixup`, or several with commas between.
 
     >>> x = torch.arange(3.0).expand(2, 1, 3, 3)
     >>> parse("flip,crop1")(x, torch.Generator().manual_seed(0)).shape
@@ -29,10 +34,14 @@ def parse(text: str) -> Augment:
         shift = re.fullmatch(r"crop([1-9]\d?)", part.strip())
         if part.strip() == "flip":
             steps.append(mirrored)
+        elif part.strip() == "mixup":
+            steps.append(mixed)
         elif shift:
             steps.append(_shifter(int(shift[1])))
         else:
-            raise BitwrightError(f"augment {text!r} is unknown; use flip, crop4 or flip,crop4")
+            raise BitwrightError(
+                f"augment {text!r} is unknown; use flip, crop4, mixup or several: flip,crop4"
+            )
 
     def act(x: Tensor, generator: torch.Generator) -> Tensor:
         if x.ndim != 4:
@@ -51,6 +60,12 @@ def mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image [n, C, H, W] left to right with probability ½."""
     chosen = torch.rand(len(x), generator=generator) < 0.5
     return torch.where(chosen[:, None, None, None], x.flip(3), x)
+
+
+def mixed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image [n, C, H, W] with another one: `w x + (1 − w) x'`, w uniform in 0 to 1."""
+    share = torch.rand(len(x), generator=generator)[:, None, None, None]
+    return share * x + (1 - share) * x[torch.randperm(len(x), generator=generator)]
 
 
 def _shifter(most: int) -> Augment:
