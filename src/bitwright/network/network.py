@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,7 +119,7 @@ class Network:
         place = torch.device(device)
         if self.device == place:
             return self
-        module = copy.deepcopy(self.module)
+        module = copied(self.module)
         for node in module.graph.nodes:
             if node.op == "get_attr":
                 set_attribute(module, node.target, attribute(module, node.target).to(place))
@@ -139,13 +140,20 @@ class Network:
             object.__setattr__(self, name, found)
 
 
+def copied(module: GraphModule) -> GraphModule:
+    """A graph with tensors of its own; without torch's warning about its own copying."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)
+
+
 def doubled(network: Network) -> Network | None:
     """The same network in float64; None where it is, or its graph names types of its own."""
     nodes = list(network.module.graph.nodes)
     dtype = network.tensor(network.layers[0].weight).dtype
     if dtype != torch.float32 or any("dtype" in node.kwargs for node in nodes):
         return None
-    return replace(network, module=copy.deepcopy(network.module).double())
+    return replace(network, module=copied(network.module).double())
 
 
 def build(model: nn.Module, example: Tensor, *, skip: Sequence[str] = ()) -> Network:

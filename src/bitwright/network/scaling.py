@@ -12,7 +12,6 @@ A clip from above at t (ReLU6) lets factors below 1 through where no value of th
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from bitwright.network.capture import set_attribute
-from bitwright.network.network import Layer, Network
+from bitwright.network.network import Layer, Network, copied
 from bitwright.network.ops import aten, is_mean_over_space
 
 _SAME = {
@@ -287,7 +286,7 @@ def rescaled(network: Network, groups: Scaling, factors: np.ndarray) -> Network:
     """
     if not np.all(factors[~groups.free] == 1) or not np.all(factors > 0):
         raise ValueError("factors must be positive, and 1 for groups that are not free")
-    found = replace(network, module=copy.deepcopy(network.module))
+    found = replace(network, module=copied(network.module))
     nodes = {node.name: node for node in network.module.graph.nodes}
     for layer in found.layers:
         call = layer.calls[0]
