@@ -178,34 +178,53 @@ def mobilenet_v2() -> nn.Module:
     return model.eval()
 
 
-def imagenet(size: int = 224, *, middle: float = 128.0) -> dict[str, np.ndarray]:
+def imagenet(size: int = 224, *, middle: float = 128.0, views: int = 1) -> dict[str, np.ndarray]:
     """500 images, one of each even class: 250 to calibrate on, the other 250 to judge on.
 
     Args:
         size: pixels, a side, of the centre that is cut out; the images are made smaller first by as
             much as 224 out of 256 is to it.
         middle: pixels become `x / middle − 1`.
+        views: rows made of each image to calibrate on: its centre, then cuts at random places, half
+            of them mirrored; in an order drawn once.
     """
     short = size * 256 // 224
+    rng = np.random.default_rng(0)
     with tarfile.open(root() / "imagenet" / "even_classes_short256.tar") as archive:
         members = sorted((m for m in archive if m.isfile()), key=lambda m: m.name)
         rows, labels = [], []
         for member in members:
             file = archive.extractfile(member)
             assert file is not None
-            picture = Image.open(io.BytesIO(file.read())).convert("RGB")
-            pixels = np.asarray(_centre(picture, short, size), np.float32)
-            rows.append(((pixels - middle) / middle).transpose(2, 0, 1))
+            picture = _shrunk(Image.open(io.BytesIO(file.read())).convert("RGB"), short)
+            middles = (picture.width - size) // 2, (picture.height - size) // 2
+            seen = [picture.crop((*middles, middles[0] + size, middles[1] + size))]
+            if len(labels) % 2 == 0:
+                seen += [_anywhere(picture, size, rng) for _ in range(views - 1)]
+            pixels = np.stack([np.asarray(view, np.float32) for view in seen])
+            rows.append(((pixels - middle) / middle).transpose(0, 3, 1, 2))
             labels.append(int(Path(member.name).stem))
-    x, y = np.ascontiguousarray(np.stack(rows)), np.array(labels)
-    return {"train_x": x[::2], "train_y": y[::2], "test_x": x[1::2], "test_y": y[1::2]}
+    train, test = np.concatenate(rows[::2]), np.concatenate(rows[1::2])
+    order = np.arange(len(train)) if views == 1 else rng.permutation(len(train))
+    return {
+        "train_x": train[order],
+        "train_y": np.repeat(labels[::2], views)[order],
+        "test_x": test,
+        "test_y": np.array(labels[1::2]),
+    }
 
 
-def _centre(picture: Image.Image, short: int, size: int) -> Image.Image:
-    """The `size` pixels in the middle, once the shorter side has `short`."""
+def _shrunk(picture: Image.Image, short: int) -> Image.Image:
+    """The picture with `short` pixels on its shorter side."""
     least = min(picture.size)
-    if least != short:
-        width, height = (side * short // least for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    if least == short:
+        return picture
+    width, height = (side * short // least for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _anywhere(picture: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """`size` pixels from a random place, mirrored half of the time."""
+    left, top = (int(rng.integers(side - size + 1)) for side in picture.size)
+    found = picture.crop((left, top, left + size, top + size))
+    return found.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else found

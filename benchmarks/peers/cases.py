@@ -18,6 +18,8 @@ from peers.compare import Case
 
 #: calibration images of CIFAR-10
 CALIBRATION = 1024
+#: rows made of each calibration image of ImageNet
+VIEWS = 4
 
 R20, MOBILE = "resnet20", "mobilenet_v2"
 TITLES = {R20: "ResNet-20", MOBILE: "MobileNetV2"}
@@ -34,19 +36,27 @@ class Contender:
 
 
 def rows(network: str) -> dict[str, np.ndarray]:
-    """What all parties calibrate on and are judged on: `calibration`, `judged`, `labels`.
+    """What all parties calibrate on and are judged on.
 
     CIFAR-10: `CALIBRATION` training images drawn once, and the 517 test images. ImageNet: 250
-    images and the other 250.
+    images, each seen in `VIEWS` ways, and the other 250.
+
+    Returns:
+        `calibration`, `calibration_labels`, `judged`, `labels`.
     """
     if network.startswith("resnet"):
         data = networks.cifar10()
         drawn = np.random.default_rng(0).permutation(len(data["train_x"]))[:CALIBRATION]
-        calibration = data["train_x"][np.sort(drawn)]
+        chosen = np.sort(drawn)
     else:
-        data = mcunet.imagenet() if network == "mcunet" else networks.imagenet()
-        calibration = data["train_x"]
-    return {"calibration": calibration, "judged": data["test_x"], "labels": data["test_y"]}
+        data = mcunet.imagenet() if network == "mcunet" else networks.imagenet(views=VIEWS)
+        chosen = np.arange(len(data["train_x"]))
+    return {
+        "calibration": data["train_x"][chosen],
+        "calibration_labels": data["train_y"][chosen],
+        "judged": data["test_x"],
+        "labels": data["test_y"],
+    }
 
 
 def of(network: str, case: Case, contenders: Iterable[Contender]) -> list[Contender]:

@@ -90,6 +90,15 @@ Order = Annotated[
     str,
     typer.Option(help="Of fine-tuning: all layers at once, or hawq's (measured no better)."),
 ]
+Equalize = Annotated[
+    float,
+    typer.Option(help="0 to 1: how far ranges of activations' channels are made equal."),
+]
+Augment = Annotated[
+    str | None, typer.Option(help="Images while fine-tuning: flip, crop4, mixup, or flip,crop4.")
+]
+Temperature = Annotated[float, typer.Option(help="Of the answers that fine-tuning compares.")]
+Rate = Annotated[float, typer.Option(help="Of fine-tuning, relative to each layer's mean step.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
     list[str] | None,
@@ -110,6 +119,7 @@ _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
     "max_bops", "max_latency", "profile", "score", "rounding", "batch", "processes",
+    "augment", "temperature", "rate", "equalize",
 )  # fmt: skip
 
 
@@ -143,6 +153,10 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         max_latency: MaxLatency = None,
         profile: ProfileFile = None,
         rounding: Rounding = "nearest",
+        equalize: Equalize = 0.0,
+        augment: Augment = None,
+        temperature: Temperature = 4.0,
+        rate: Rate = 1e-3,
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
@@ -248,8 +262,13 @@ def _may_be(name: str, value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if name == "skip":
         return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
-    if name in ("max_drop", "max_kl"):
-        return value is None or isinstance(value, int | float)
+    if name in ("max_drop", "max_kl", "temperature", "rate", "equalize"):
+        needed = name in ("temperature", "rate", "equalize")
+        return (
+            isinstance(value, int | float)
+            if needed
+            else value is None or isinstance(value, int | float)
+        )
     return isinstance(value, str) or (
         value is None
         and name not in ("method", "score", "activations", "rounding", "order", "device")
@@ -305,6 +324,10 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             max_latency=given["max_latency"],
             profile=given["profile"],
             rounding=given["rounding"],
+            equalize=given["equalize"],
+            augment=given["augment"],
+            temperature=given["temperature"],
+            rate=given["rate"],
         )
     )
     if given["task"] is not None:
@@ -520,7 +543,8 @@ def _defaults() -> dict[str, Any]:
     return dict.fromkeys(_REMEMBERED) | {
         "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
         "evaluations": 150, "batch": 1, "processes": 0, "calibration_rows": 1024, "device": "cpu",
-        "score": "actual-error", "rounding": "nearest",
+        "score": "actual-error", "rounding": "nearest", "temperature": 4.0, "rate": 1e-3,
+        "equalize": 0.0,
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from bitwright.quantize import (
     weight_tables,
 )
 from bitwright.quantize.scores import Rows
-from mutants import mutated
+from mutants import mutant, mutated
 from small import Fn
 
 
@@ -110,7 +110,7 @@ def out_of_order(cases: int = 40) -> list[int]:
     for seed in range(cases):
         weight, gram, grid = problem(seed)
         parts = (weight.double(), gram, grid.scale, grid.zero, 2**grid.bits - 1)
-        codes, scale = (t[0] for t in feedback.fed_back(*(t[None] for t in parts)))
+        codes, scale = (t[0] for t in feedback.fed_back(*(t[None] for t in parts), 0.1))
         found = kept(codes, weight, gram, grid.zero)
         good = bool((found >= kept(quantize(weight, grid), weight, gram, grid.zero) - 1e-9).all())
         left = ((weight.double() @ gram) * weight).sum(1) - found
@@ -279,10 +279,10 @@ def test_moments_are_those_of_the_inputs():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("self.gram += (a @ a.mT).double()", "self.gram = (a @ a.mT).double()"),
+        ("self.gram[half] += (a @ a.mT)", "self.gram[half] = (a @ a.mT)"),
         ("t * d for t, d in zip(strides, dilation", "t for t, d in zip(strides, dilation"),
         ("t * s for t, s in zip(strides, steps", "t for t, s in zip(strides, steps"),
-        ("self.gram / n - mean[:, :, None] * mean[:, None]", "self.gram / n"),
+        ("gram / n - mean[:, :, None] * mean[:, None]", "gram / n"),
         ("reversed(padding)", "padding"),
     ],
 )
@@ -332,7 +332,7 @@ def test_a_row_does_not_know_the_others_widths():
 
 def test_groups_are_layers_of_their_own():
     torch.manual_seed(0)
-    x = torch.randn(30, 6, 7, 7).cumsum(3)
+    x = torch.randn(16, 6, 7, 7).cumsum(3)  # one piece: the damping is the usual one
     whole = nn.Conv2d(6, 9, 3, groups=3)
     net = build(whole.eval(), x)
     bits = np.array([1, 2, 3, 4, 5, 6, 7, 8, 2])
@@ -520,3 +520,81 @@ def test_a_layer_that_reads_parameters_alone():
     assert {la.name for la in net.layers} == {"key", "value"}
     fed = distance(net, feedback.round_with_feedback(net, tables, plan, x), x)
     assert fed < 1.2 * distance(net, round_weights(net, tables, plan), x)
+
+
+def rows_of(count: int, seed: int = 0) -> Tensor:
+    """Inputs of 40 numbers of which few directions are alive."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(40, 40, generator=torch.Generator().manual_seed(9))
+    return torch.randn(count, 40, generator=generator) @ mix
+
+
+def dampings(feedback: object) -> list[float]:
+    """λ chosen for more and more rows, and by explicit errors on the second half of them."""
+    torch.manual_seed(0)
+    found = []
+    for count in (32, 128, 1024):
+        x = rows_of(count)
+        net = build(nn.Sequential(nn.Linear(40, 24)).eval(), x)
+        (layer,), tables = net.layers, weight_tables(net)
+        known = moments.float_moments(net, x, chunk=16)[layer.name]
+        bits = np.full(24, 3)
+        best = feedback.best_damping(net, layer, tables[layer.name], bits, known)  # type: ignore[attr-defined]
+        pieces = x.split(16)
+        halves = [torch.cat(pieces[i::2]).double() for i in (0, 1)]
+        halves = [h - h.mean(0) for h in halves]
+        grid = tables[layer.name].grid(torch.from_numpy(bits))
+        weight = net.matrix(layer).double()
+        wanted, left = halves[1] @ weight.T, []
+        for damping in feedback.DAMPINGS:  # type: ignore[attr-defined]
+            gram = halves[0].T @ halves[0] / len(halves[0])
+            codes = columns_of.round_columns(
+                weight[None], gram[None], grid.scale[None], grid.zero[None],
+                (2**grid.bits - 1)[None], damping,
+            )[0]  # fmt: skip
+            made = halves[1] @ (codes - grid.zero[:, None] / 2).T
+            gain = (made * wanted).sum(0).clamp(min=0) / made.square().sum(0)
+            left.append(float((gain * made - wanted).square().sum()))
+        assert best == feedback.DAMPINGS[int(np.argmin(left))]  # type: ignore[attr-defined]
+        found.append(best)
+    return found
+
+
+def test_damping_is_what_does_best_on_rows_not_seen():
+    found = dampings(feedback)
+    assert found == sorted(found, reverse=True) and found[0] > found[-1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("seen, unseen = moments.halves", "seen = unseen = moments.halves[0]"),
+        ("np.argmax(kept)", "np.argmin(kept)"),
+        ("_toward_float(weight, seen, damping)\n        codes = round_columns(target, seen.gram",
+         "_toward_float(weight, seen, damping)\n        codes = round_columns(target, unseen.gram"),
+    ],
+)  # fmt: skip
+def test_another_damping_is_seen(old: str, new: str):
+    with pytest.raises(AssertionError):
+        dampings(mutant("quantize.feedback", old, new))
+
+
+def test_few_rows_have_the_damping_that_is_usual():
+    x = rows_of(12)
+    net = build(nn.Sequential(nn.Linear(40, 4)).eval(), x)
+    known = moments.float_moments(net, x)[net.layers[0].name]
+    assert known.halves is None
+    table = weight_tables(net)[net.layers[0].name]
+    found = feedback.best_damping(net, net.layers[0], table, np.full(4, 3), known)
+    assert found == feedback.DAMPING
+
+
+def test_halves_are_every_second_piece():
+    x = rows_of(80)
+    net = build(nn.Sequential(nn.Linear(40, 4)).eval(), x)
+    known = moments.float_moments(net, x, chunk=16)[net.layers[0].name]
+    assert known.halves is not None
+    for half, part in zip(known.halves, (x.split(16)[0::2], x.split(16)[1::2]), strict=True):
+        rows = torch.cat(part).double()
+        assert torch.allclose(half.gram[0], torch.cov(rows.T, correction=0), atol=1e-4)
+        assert torch.allclose(half.mean[0], rows.mean(0), atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from bitwright import train
 from bitwright.network import build, run
 from bitwright.quantize import Quantized, correct, float_outputs, round_weights, weight_tables
+from bitwright.train import Recipe
 from mutants import mutated
 from small import one_thread  # noqa: F401
 
@@ -138,7 +140,7 @@ def test_layers_to_come_are_float(spied: dict[str, list[Any]]):
     network = quantized.network
     before = {n: p.clone() for n, p in network.module.named_parameters()}
     order = ["5", "0", "7", "2"]
-    train.finetune(quantized, x, epochs=4, order=order, batch=17)
+    train.finetune(quantized, x, Recipe(4, batch=17), order=order)
     layers = {la.name: la for la in network.layers}
     assert len(spied["steps"]) == 4 * 8
     for number, (rows, given, answer) in enumerate(spied["steps"]):
@@ -162,8 +164,8 @@ def test_layers_to_come_are_float(spied: dict[str, list[Any]]):
 def test_one_stage_is_all_at_once():
     quantized, x = made()
     names = [la.name for la in quantized.network.layers]
-    once, history = train.finetune(quantized, x, epochs=3, rate=3e-3)
-    short, same = train.finetune(quantized, x, epochs=3, rate=3e-3, order=names[::-1])
+    once, history = train.finetune(quantized, x, Recipe(3, rate=3e-3))
+    short, same = train.finetune(quantized, x, Recipe(3, rate=3e-3), order=names[::-1])
     assert train.stages(names, 3 * 2) == {0: names} and same == history
     for name in names:
         assert torch.equal(once.layers[name].codes, short.layers[name].codes)
@@ -173,10 +175,10 @@ def test_the_same_seed_gives_the_same_numbers():
     quantized, x = made()
     order = train.hawq_order(quantized, x)
     assert order == train.hawq_order(quantized, x)
-    given = {"epochs": 6, "order": order, "batch": 17, "rate": 3e-3}
-    one, history = train.finetune(quantized, x, **given)
-    two, again = train.finetune(quantized, x, **given)
-    other, _ = train.finetune(quantized, x, **given, seed=1)
+    recipe = Recipe(6, batch=17, rate=3e-3)
+    one, history = train.finetune(quantized, x, recipe, order=order)
+    two, again = train.finetune(quantized, x, recipe, order=order)
+    other, _ = train.finetune(quantized, x, replace(recipe, seed=1), order=order)
     assert history == again and min(history) < 0.8 * history[0]
     for name, layer in one.layers.items():
         assert torch.equal(layer.codes, two.layers[name].codes)

@@ -71,7 +71,7 @@ def test_it_starts_as_what_the_file_computes(folder: Path, model: nn.Module | No
         assert torch.equal(again.layers[name].codes, layer.codes)
         assert torch.equal(again.layers[name].grid.scale, layer.grid.scale)
     names = {name for name, _ in net.named_parameters()}
-    assert len(names) == 9 and all(p.requires_grad for p in net.parameters())
+    assert len(names) == 13 and all(p.requires_grad for p in net.parameters())
 
 
 def test_latent_weights_start_from_the_float_ones(folder: Path):
@@ -105,7 +105,7 @@ def gradients_are_straight_through(straight: Callable[..., Tensor]) -> None:
 
 
 def test_gradients_are_straight_through_and_lsqs():
-    gradients_are_straight_through(train.trainable._straight)
+    gradients_are_straight_through(train.straight.straight_weights)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,41 @@ def test_gradients_are_straight_through_and_lsqs():
 )  # fmt: skip
 def test_other_gradients_are_seen(old: str, new: str):
     with pytest.raises((AssertionError, RuntimeError)):
-        gradients_are_straight_through(mutant("train.trainable", old, new)._straight)
+        gradients_are_straight_through(mutant("train.straight", old, new).straight_weights)
+
+
+def steps_of_values_are_lsqs(straight: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    x = (2 * torch.randn(3, 50)).requires_grad_(True)
+    step = torch.tensor(0.1, requires_grad=True)
+    seen = torch.randn(3, 50)
+    found = straight(x, step, 5, 15)
+    scaled = x.detach() / 0.1 + 5
+    code = scaled.round().clamp(0, 15)
+    assert torch.allclose(found, (code - 5) * 0.1, atol=1e-6)
+    (found * seen).sum().backward()
+    inside = (scaled > 0) & (scaled < 15)
+    assert torch.allclose(x.grad, seen * inside, atol=1e-6)
+    wanted = (seen * torch.where(inside, code - scaled, code - 5)).sum() / math.sqrt(50 * 15)
+    assert torch.allclose(step.grad, wanted, atol=1e-5)
+
+
+def test_steps_of_activations_are_learned():
+    steps_of_values_are_lsqs(train.straight.straight_values)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("q - v, q - ctx.zero", "q - v, q"),
+        ("gradient * inside, by_step", "gradient, by_step"),
+        ("math.sqrt(v[0].numel() * ctx.top)", "math.sqrt(v.numel() * ctx.top)"),
+        (".round().clamp_(0, top)", ".round()"),
+    ],
+)
+def test_other_steps_are_seen(old: str, new: str):
+    with pytest.raises(AssertionError):
+        steps_of_values_are_lsqs(mutant("train.straight", old, new).straight_values)
 
 
 def test_a_loop_of_ones_own_and_back_into_files(folder: Path, tmp_path: Path):

@@ -57,7 +57,7 @@ from bitwright.pipeline.settings import (
 from bitwright.pipeline.store import Store, write_bytes, write_text
 from bitwright.quantize import Quantized
 from bitwright.task import Task, fingerprint, metric_of
-from bitwright.train import finetune, hawq_order
+from bitwright.train import Recipe, augment, finetune, hawq_order
 
 STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
 #: bump when a stage computes something else from the same inputs
@@ -137,7 +137,10 @@ class Run:
         if floats:
             found = build(self.task.model, self.calibration, skip=(*skip, *floats))
         apply_overrides(self.settings.overrides, found)
-        return found
+        if not self.settings.equalize:
+            return found
+        x = self.calibration[:CALIBRATION_ROWS]
+        return quantize.equalized(found, x, self.settings.equalize, chunk=_chunk(found))
 
     @cached_property
     def base_key(self) -> str:
@@ -153,6 +156,7 @@ class Run:
             s.skip,
             floats,
             s.calibration_rows,
+            s.equalize,
             self.task.divergence,
             self.task.class_axis,
         )
@@ -402,6 +406,7 @@ class Run:
             self.predicted,
             None if product is None else (self._edge_tables, product),
             self.settings.rounding,
+            self.settings.budget is None or bool(METHODS[self.settings.method].search),
         )
 
     @property
@@ -574,10 +579,12 @@ class Run:
         return self._own(artefact.load(path))
 
     @property
-    def _training(self) -> tuple[int | str, ...]:
+    def _training(self) -> tuple[int | str | float, ...]:
         """What fine-tuning depends on, nothing of it without epochs."""
         s = self.settings
-        return (s.epochs, s.order) if s.epochs and s.order != "all" else (s.epochs,)
+        if not s.epochs:
+            return (0,)
+        return (s.epochs, s.order, s.augment or "", s.temperature, s.rate)
 
     def _order(self) -> list[str] | None:
         """Layers one after another, or None for all at once."""
@@ -596,23 +603,34 @@ class Run:
         key = make_key("finetune", self._quantize_key, *self._training)
         if not self.store.done("finetune", key, path.name):
             with self.store.stage("finetune", key, path.name):
-                found, _ = (
-                    finetune(
-                        self.corrected,
-                        self.calibration,
-                        epochs=self.settings.epochs,
-                        order=self._order(),
-                        kind=self.task.divergence,
-                        class_axis=self.task.class_axis,
-                        seed=self.settings.seed,
-                        device=self.settings.device,
-                        progress=lambda f: self.progress("finetune", f),
-                    )
-                    if self.settings.epochs
-                    else (self.corrected, [])
-                )
+                found = self._finetuned(key) if self.settings.epochs else self.corrected
                 artefact.save(found, path, self._metadata())
         return self._own(artefact.load(path))
+
+    def _finetuned(self, key: str) -> Quantized:
+        """Trained on all rows there are, those that a search is rewarded on among them."""
+        s = self.settings
+        checkpoint = self.store.path(f"finetune-{key[:12]}.safetensors")
+        found, history = finetune(
+            self.corrected,
+            self.task.calibration[self._drawn],
+            Recipe(
+                epochs=s.epochs,
+                rate=s.rate,
+                temperature=s.temperature,
+                kind=self.task.divergence,
+                class_axis=self.task.class_axis,
+                seed=s.seed,
+                device=s.device,
+            ),
+            order=self._order(),
+            augment=None if s.augment is None else augment.parse(s.augment),
+            checkpoint=checkpoint,
+            progress=lambda f: self.progress("finetune", f),
+        )
+        write_text(self.store.path("finetune.json"), json.dumps({"key": key, "loss": history}))
+        checkpoint.unlink(missing_ok=True)
+        return found
 
     def _metadata(self) -> dict[str, object]:
         from bitwright import __version__
@@ -621,6 +639,7 @@ class Run:
             "producer": f"bitwright {__version__}",
             "method": self.plan.method,
             "preprocessing": self.task.preprocessing,
+            **({"equalize": self.settings.equalize} if self.settings.equalize else {}),
         }
 
     @cached_property

@@ -166,6 +166,7 @@ class Workbench:
         free: grids of all activations at all widths and the bound on BOPs, where plans choose
             those widths as well; `edges` is empty then.
         rounding: of the weights, one of `ROUNDINGS`.
+        spare: keep half of the calibration rows from the rounding, to judge plans on.
     """
 
     network: Network
@@ -181,6 +182,7 @@ class Workbench:
     predicted: Predicted | None = None
     free: tuple[Mapping[int, EdgeTable], Product] | None = None
     rounding: str = "nearest"
+    spare: bool = True
     _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
@@ -279,8 +281,8 @@ class Workbench:
         return quantize.correct(self.network, layers, grids, x, reference)
 
     def _feedback_rows(self) -> Tensor:
-        rows = min(quantize.FEEDBACK_ROWS, max(4, len(self.calibration) // 2))
-        return self.calibration[:rows]
+        most = max(4, len(self.calibration) // 2) if self.spare else len(self.calibration)
+        return self.calibration[: min(quantize.FEEDBACK_ROWS, most)]
 
     def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:
         """Many plans share the moments of the float network's inputs: a fraction of the time."""

@@ -18,6 +18,7 @@ from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_la
 from bitwright.pipeline.methods import require
 from bitwright.quantize import EDGE_WIDTHS, SCORES
 from bitwright.quantize.scores import WIDTHS
+from bitwright.train import augment
 
 ORDERS = ("all", "hawq")
 ROUNDINGS = ("nearest", "feedback")
@@ -35,9 +36,13 @@ class Settings:
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
             `auto`: widths chosen together with the weights', under `max_bops`.
+        equalize: how far the ranges of activations' channels are made equal, 0 to 1.
         rounding: one of :data:`ROUNDINGS`.
         epochs: of fine-tuning.
         order: of fine-tuning, one of :data:`ORDERS`: all layers at once, or one after another.
+        augment: random changes of images while fine-tuning, as `flip,crop4`; None for none.
+        temperature: of the answers that fine-tuning compares.
+        rate: of fine-tuning, relative to each layer's mean step.
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
         max_drop: largest loss of the metric there, in points (1 point = 0.01).
@@ -73,6 +78,10 @@ class Settings:
     max_latency: str | None = None
     profile: str | None = None
     rounding: str = "nearest"
+    equalize: float = 0.0
+    augment: str | None = None
+    temperature: float = 4.0
+    rate: float = 1e-3
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -85,7 +94,7 @@ def check_settings(settings: Settings) -> Settings:
         value = getattr(settings, name)
         if not isinstance(value, int) or isinstance(value, bool):
             raise BitwrightError(f"{name} must be a whole number, not {value!r}")
-    for name in ("max_kl", "max_drop"):
+    for name in ("max_kl", "max_drop", "temperature", "rate", "equalize"):
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise BitwrightError(f"{name} must be a number, not {value!r}")
@@ -129,7 +138,16 @@ def check_settings(settings: Settings) -> Settings:
             f"give one of --budget, --max-kl, --max-drop, not {' and '.join(goals) or 'none'}"
         )
     _check_bounds(settings)
-    for name, value in (("--max-kl", settings.max_kl), ("--max-drop", settings.max_drop)):
+    if not 0 <= settings.equalize <= 1:
+        raise BitwrightError(f"--equalize must be 0 to 1, not {settings.equalize}")
+    if settings.augment is not None:
+        augment.parse(settings.augment)
+    for name, value in (
+        ("--max-kl", settings.max_kl),
+        ("--max-drop", settings.max_drop),
+        ("--temperature", settings.temperature),
+        ("--rate", settings.rate),
+    ):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise BitwrightError(f"{name} must be a positive number, not {value}")
     if settings.epochs < 0:

@@ -36,6 +36,11 @@ def prepare(folder: str | Path, model: nn.Module | None = None) -> Trainable:
         raise BitwrightError(f"there is no {path}; run `bitwright compress … --out {folder}` first")
     stored = artefact.load(path)
     quantized = stored.quantized
+    if model is not None and stored.metadata.get("equalize"):
+        raise BitwrightError(
+            f"{path} is of an equalized network, whose weights are not the model's; prepare it "
+            "without the model"
+        )
     if model is not None:
         network = _captured(model, quantized.network, path)
         quantized = replace(quantized, network=network)

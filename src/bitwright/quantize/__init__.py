@@ -3,6 +3,7 @@
 from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
+from bitwright.quantize.equalize import equalized
 from bitwright.quantize.feedback import FEEDBACK_ROWS, round_by_moments, round_with_feedback
 from bitwright.quantize.joint import blank_edges, edge_grids, edge_order, with_activations
 from bitwright.quantize.moments import Moments, float_moments
@@ -51,6 +52,7 @@ __all__ = [
     "edge_order",
     "edge_problem",
     "edge_tables",
+    "equalized",
     "float_moments",
     "float_outputs",
     "layer_eigenvalues",

@@ -7,11 +7,12 @@ the float network's output there (x₀ its inputs, W its weights):
     W* = W + W C (H + λI)⁻¹ ,   H = cov(x, x) ,   C = cov(x₀ − x, x) ,
 
 so that what earlier layers got wrong is made up for before anything is rounded (Qronos, Zhang et
-al., arXiv 2505.11695, in closed form). W* is rounded column by column and improved by descent
-(:mod:`bitwright.arith.feedback`). Moments are centred and errors judged with the best gain, as
-:mod:`~bitwright.quantize.correct` follows. Each row takes the scale, of a few around its table's,
-that leaves the least error. docs/decisions/0011-error-feedback.md has what each of these is worth,
-and what is worth nothing.
+al., arXiv 2505.11695, in closed form). H of few rows is uncertain: λ is the one whose rounding for
+every second piece of the rows leaves the least error on the other pieces. W* is rounded column by
+column and improved by descent (:mod:`bitwright.arith.feedback`). Moments are centred and errors
+judged with the best gain, as :mod:`~bitwright.quantize.correct` follows. Each row takes the scale,
+of a few around its table's, that leaves the least error. docs/decisions/0011-error-feedback.md has
+what each of these is worth, and what is worth nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ from bitwright.quantize.lockstep import Both, operate, run_both
 from bitwright.quantize.moments import Moments, Sums, float_moments
 from bitwright.quantize.weights import QuantizedLayer, WeightTable, channel_axis
 
-#: added to H's diagonal, as a share of its mean
-DAMPING = 0.1
+#: λ as a share of H's mean diagonal: tried on halves of the rows, and where there are no halves
+DAMPINGS, DAMPING = (0.03, 0.1, 0.3, 1.0, 3.0), 0.1
 #: scales tried, as multiples of the table's; the first one wins ties
 SCALES = (1.0, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35, 1.5)
 #: rows the moments are taken from
 FEEDBACK_ROWS = 512
+#: width that λ is chosen at, where all widths are looked at
+_TYPICAL = 4
 
 
 def round_with_feedback(
@@ -140,9 +143,10 @@ def errors_left(
     found = {}
     for la in network.layers:
         changes = []
+        table, known = tables[la.name], moments[la.name]
+        damping = best_damping(network, la, table, np.full(la.rows, _TYPICAL), known)
         for width in range(1, MAX_BITS + 1):
-            bits = np.full(la.rows, width)
-            stored = round_layer(network, la, tables[la.name], bits, moments[la.name])
+            stored = round_layer(network, la, table, np.full(la.rows, width), known, damping)
             weights = stored.matrix() - network.matrix(la)
             offset = stored.bias - network.tensor(la.bias)
             changes.append(torch.cat([weights, offset[:, None]], 1))
@@ -151,7 +155,12 @@ def errors_left(
 
 
 def round_layer(
-    network: Network, layer: Layer, table: WeightTable, bits: np.ndarray, moments: Moments
+    network: Network,
+    layer: Layer,
+    table: WeightTable,
+    bits: np.ndarray,
+    moments: Moments,
+    damping: float | None = None,
 ) -> QuantizedLayer:
     """One layer rounded, and corrected, for its inputs' moments.
 
@@ -159,12 +168,14 @@ def round_layer(
         network: captured float network; layer: of it; table: its grids.
         bits: int64 [rows].
         moments: of its inputs.
+        damping: λ as a share of H's mean diagonal; None for the best of :data:`DAMPINGS`.
     """
+    if damping is None:
+        damping = best_damping(network, layer, table, bits, moments)
     grid = table.grid(torch.as_tensor(bits, dtype=torch.int64))
-    zero, top = (t.reshape(layer.groups, -1) for t in (grid.zero, 2**grid.bits - 1))
-    scales = grid.scale.reshape(layer.groups, -1)
-    weight = network.matrix(layer).double().reshape(layer.groups, -1, layer.fan_in)
-    codes, scales = fed_back(_toward_float(weight, moments), moments.gram, scales, zero, top)
+    weight, scales, zero, top = _grouped(network, layer, grid)
+    target = _toward_float(weight, moments, damping)
+    codes, scales = fed_back(target, moments.gram, scales, zero, top, damping)
     rounded = scales[..., None] * (codes - zero[..., None] / 2)
     before, after = (
         w @ m[..., None] for w, m in ((weight, moments.floats), (rounded, moments.mean))
@@ -176,8 +187,42 @@ def round_layer(
     )
 
 
+def best_damping(
+    network: Network, layer: Layer, table: WeightTable, bits: np.ndarray, moments: Moments
+) -> float:
+    """Of :data:`DAMPINGS` the one that rounds best for rows it has not seen; arguments as above.
+
+    Codes for the first half of the rows (on the table's scales, without descent) are judged on the
+    second: `E‖W x₀ − a Q x‖²` with each row's best gain a, summed over rows.
+    """
+    if moments.halves is None:
+        return DAMPING
+    seen, unseen = moments.halves
+    grid = table.grid(torch.as_tensor(bits, dtype=torch.int64))
+    weight, scales, zero, top = _grouped(network, layer, grid)
+    wanted = weight @ (unseen.gram + unseen.drift)
+    kept = []
+    for damping in DAMPINGS:
+        target = _toward_float(weight, seen, damping)
+        codes = round_columns(target, seen.gram, scales, zero, top, damping)
+        level = codes - zero[..., None] / 2
+        size = ((level @ unseen.gram) * level).sum(2).clamp(min=1e-300)
+        common = (wanted * level).sum(2).clamp(min=0)
+        kept.append(float((common.square() / size).sum()))
+    return DAMPINGS[int(np.argmax(kept))]
+
+
+def _grouped(network: Network, layer: Layer, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights float64 [G, r, K]; scales, zero points and largest codes [G, r]."""
+    weight = network.matrix(layer).double().reshape(layer.groups, -1, layer.fan_in)
+    scale, zero, top = (
+        t.reshape(layer.groups, -1) for t in (grid.scale, grid.zero, 2**grid.bits - 1)
+    )
+    return weight, scale, zero, top
+
+
 def fed_back(
-    weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, top: Tensor
+    weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, top: Tensor, damping: float
 ) -> tuple[Tensor, Tensor]:
     """Codes [G, r, K] and scales float32 [G, r] with the least error of all :data:`SCALES`.
 
@@ -188,13 +233,14 @@ def fed_back(
         weight: float64 [G, r, K]; gram: float64 [G, K, K].
         scale, zero, top: of every row, [G, r], as for
             :func:`~bitwright.arith.feedback.round_columns`.
+        damping: λ as a share of H's mean diagonal.
     """
     rows, tried = weight.shape[1], len(SCALES) + 1
     scales = torch.cat([round_scale(scale * f) for f in (*SCALES, 1.0)], 1)
     repeated, zeros, tops = (t.repeat(1, tried, *[1] * (t.ndim - 2)) for t in (weight, zero, top))
     some = slice(0, -rows)
     codes = round_columns(
-        repeated[:, some], gram, scales[:, some], zeros[:, some], tops[:, some], DAMPING
+        repeated[:, some], gram, scales[:, some], zeros[:, some], tops[:, some], damping
     )
     plain = (t.double()[..., None] for t in (scale, zero / 2, top))
     codes = torch.cat([codes, nearest(weight, *plain)], 1)
@@ -207,7 +253,7 @@ def fed_back(
         return values.gather(1, at.expand(-1, 1, *values.shape[2:]))[:, 0]
 
     codes, scale, kept = chosen(codes), chosen(best_scale), chosen(kept)
-    better = descend(codes, weight, damped(gram, DAMPING), scale, zero, top)
+    better = descend(codes, weight, damped(gram, damping), scale, zero, top)
     now, refitted = _best_gain(better, scale, zero, weight, gram)
     gains = now > kept
     return torch.where(gains[..., None], better, codes), torch.where(gains, refitted, scale)
@@ -233,9 +279,9 @@ def _moments(layer: Layer, node: Node, x: Both) -> Moments:
     return sums.moments()
 
 
-def _toward_float(weight: Tensor, moments: Moments) -> Tensor:
+def _toward_float(weight: Tensor, moments: Moments, damping: float) -> Tensor:
     """W* of the module's equation, [G, r, K]."""
     if not moments.drift.any():
         return weight
     change = weight @ moments.drift
-    return weight + torch.linalg.solve(damped(moments.gram, DAMPING), change.mT).mT
+    return weight + torch.linalg.solve(damped(moments.gram, damping), change.mT).mT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,25 +27,27 @@ class Moments:
         gram: `cov(x, x)`. Centred, as the bias takes up what an error does on average.
         drift: `cov(x₀ − x, x)`; zero where x is the float network's.
         mean, floats: E[x] and E[x₀], [groups, fan_in].
+        halves: the same of every second piece of the rows, and of the others; None of few rows.
     """
 
     gram: Tensor
     drift: Tensor
     mean: Tensor
     floats: Tensor
+    halves: tuple[Moments, Moments] | None = None
 
 
 class Sums:
-    """Moments of a layer in the making."""
+    """Moments of a layer in the making, of every second piece of its rows by themselves."""
 
     def __init__(self, layer: Layer) -> None:
-        shape = layer.groups, layer.fan_in, layer.fan_in
+        shape = 2, layer.groups, layer.fan_in, layer.fan_in
         self.layer = layer
         self.gram = torch.zeros(shape, dtype=torch.float64)
         self.drift = torch.zeros(shape, dtype=torch.float64)
-        self.mean = torch.zeros(shape[:2], dtype=torch.float64)
-        self.mean_drift = torch.zeros(shape[:2], dtype=torch.float64)
-        self.count = self.turn = 0
+        self.mean = torch.zeros(shape[:3], dtype=torch.float64)
+        self.mean_drift = torch.zeros(shape[:3], dtype=torch.float64)
+        self.count, self.turn = [0, 0], 0
 
     def add(self, node: Node, x: Tensor, floats: Tensor | None = None) -> None:
         """What one call sees: the inputs x, and the float network's there; any number of times."""
@@ -54,26 +56,42 @@ class Sums:
         pieces = x.split(size)
         beside = [None] * len(pieces) if floats is None else floats.split(size)
         for piece, other in zip(pieces, beside, strict=True):
-            a = columns(self.layer, node, piece, self.turn)
-            self.gram += (a @ a.mT).double()
-            self.mean += a.double().sum(2)
-            self.count += a.shape[2]
+            half, turn = self.turn % 2, self.turn // 2
+            a = columns(self.layer, node, piece, turn)
+            self.gram[half] += (a @ a.mT).double()
+            self.mean[half] += a.double().sum(2)
+            self.count[half] += a.shape[2]
             if other is not None:
-                d = columns(self.layer, node, other, self.turn) - a
-                self.drift += (d @ a.mT).double()
-                self.mean_drift += d.double().sum(2)
+                d = columns(self.layer, node, other, turn) - a
+                self.drift[half] += (d @ a.mT).double()
+                self.mean_drift[half] += d.double().sum(2)
             self.turn += 1
 
     def moments(self) -> Moments:
         """What was added, centred."""
-        n = max(self.count, 1)
-        mean, drift = self.mean / n, self.mean_drift / n
-        return Moments(
-            self.gram / n - mean[:, :, None] * mean[:, None],
-            self.drift / n - drift[:, :, None] * mean[:, None],
-            mean,
-            mean + drift,
+        whole = _centred(
+            sum(self.count),
+            *(t.sum(0) for t in (self.gram, self.drift, self.mean, self.mean_drift)),
         )
+        if not all(self.count):
+            return whole
+        first, second = (
+            _centred(n, *(t[i] for t in (self.gram, self.drift, self.mean, self.mean_drift)))
+            for i, n in enumerate(self.count)
+        )
+        return replace(whole, halves=(first, second))
+
+
+def _centred(n: int, gram: Tensor, drift: Tensor, mean: Tensor, mean_drift: Tensor) -> Moments:
+    """Moments from sums over n samples."""
+    n = max(n, 1)
+    mean, mean_drift = mean / n, mean_drift / n
+    return Moments(
+        gram / n - mean[:, :, None] * mean[:, None],
+        drift / n - mean_drift[:, :, None] * mean[:, None],
+        mean,
+        mean + mean_drift,
+    )
 
 
 def float_moments(

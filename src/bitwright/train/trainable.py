@@ -1,18 +1,18 @@
 """A quantized network as a module to train: straight-through gradients, learned steps.
 
-The stored weight of a row is `s · (clip(round(w/s + z/2)) − z/2)` of a latent weight w; its
-gradient passes to w unchanged where nothing was clipped (Bengio et al., arXiv 1308.3432), and to
-the step s as in LSQ (Esser et al., arXiv 1902.08153). Bits and zero points stay; latent weights,
-steps and biases are the parameters. Batch-norm is folded, so there are no statistics to freeze.
+The stored weight of a row is `s · (clip(round(w/s + z/2)) − z/2)` of a latent weight w, and an
+activation that of its value; gradients are those of :mod:`bitwright.train.straight`. Bits and zero
+points stay; latent weights, steps of weights and activations, and biases are the parameters.
+Batch-norm is folded, so there are no statistics to freeze.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
@@ -20,6 +20,7 @@ from torch.fx import Node
 from bitwright.arith.grid import Grid, quantize, round_scale
 from bitwright.network import Layer, Network, join, run
 from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
+from bitwright.train.straight import straight_values, straight_weights
 
 
 class Trainable(nn.Module):
@@ -45,9 +46,13 @@ class Trainable(nn.Module):
     ) -> None:
         super().__init__()
         self.origin, self.metadata = quantized, dict(metadata or {})
+        grids = quantized.edges
         self.rows = nn.ModuleList(
             _Rows(quantized.network, layer, quantized.layers[layer.name])
             for layer in quantized.network.layers
+        )
+        self.edges = nn.ModuleDict(
+            {str(g): _Step(grid, _ceiling(quantized.network, g)) for g, grid in grids.items()}
         )
         self._entered: list[str] = []
         self._placed: Network = quantized.network
@@ -61,8 +66,9 @@ class Trainable(nn.Module):
     def groups(self, rate: float = 1e-3) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer of Adam's family.
 
-        Latent weights move in units of ten steps of their layer, biases in units of their mean,
-        log steps by the rate itself.
+        Latent weights move in units of ten steps of their layer, biases in units of their mean, log
+        steps of weights by the rate itself, those of activations such that the largest value moves
+        as weights do.
         """
         found: list[dict[str, Any]] = []
         for rows in self.rows:
@@ -72,14 +78,18 @@ class Trainable(nn.Module):
             found.append({"params": [rows.weight], "lr": rate * 10 * step})
             found.append({"params": [rows.log_step], "lr": rate})
             found.append({"params": [rows.bias], "lr": rate * spread})
+        for edge in self.edges.values():
+            assert isinstance(edge, _Step)
+            found.append({"params": [edge.log_ratio], "lr": rate * 10 / edge.grid.top})
         return found
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's first output for rows [n, ...]."""
         first = self.rows[0].weight
         self._placed = self._placed.to(first.device)  # type: ignore[arg-type]
-        network, edges = self._placed, self.origin.edges
-        group = {e.name: e.group for e in network.edges}
+        network = self._placed
+        group = {e.name: str(e.group) for e in network.edges if str(e.group) in self.edges}
+        steps: dict[str, nn.Module] = dict(self.edges.items())
         constants: dict[str, Tensor] = {}
         for layer, rows in zip(network.layers, self.rows, strict=True):
             if layer.name in self._entered:
@@ -87,8 +97,7 @@ class Trainable(nn.Module):
                 constants[layer.bias] = rows.bias  # type: ignore[assignment]
 
         def edge(node: Node, value: Any) -> Any:
-            grid = edges.get(group.get(node.name, -1))
-            return value if grid is None else _straight_edge(value, grid)
+            return steps[group[node.name]](value) if node.name in group else value
 
         def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return edge(node, node.target(*args, **kwargs))  # type: ignore[operator]
@@ -102,7 +111,11 @@ class Trainable(nn.Module):
             if layer.name in self._entered:
                 assert isinstance(rows, _Rows)
                 layers[layer.name] = rows.stored(layers[layer.name].grid)
-        return replace(self.origin, layers=layers)
+        edges = dict(self.origin.edges)
+        for group, step in self.edges.items():
+            assert isinstance(step, _Step)
+            edges[int(group)] = step.stored()
+        return replace(self.origin, layers=layers, edges=edges)
 
 
 class _Rows(nn.Module):
@@ -129,7 +142,8 @@ class _Rows(nn.Module):
 
     def forward(self) -> Tensor:
         """Fake-quantized weights [rows, fan_in]."""
-        return _straight(self.weight, self.log_step, Grid(self.bits, self.scale, self.zero))
+        grid = Grid(self.bits, self.scale, self.zero)
+        return straight_weights(self.weight, self.log_step, grid)
 
     def stored(self, grid: Grid) -> QuantizedLayer:
         scale = round_scale(self.log_step.detach().cpu().exp())
@@ -138,19 +152,28 @@ class _Rows(nn.Module):
         return QuantizedLayer(codes, grid, self.bias.detach().cpu().clone())
 
 
-def _straight(weight: Tensor, log_step: Tensor, grid: Grid) -> Tensor:
-    """Fake-quantized weights [rows, fan_in]; LSQ's gradient scale on the step."""
-    half = grid.zero[:, None] / 2
-    top = (2**grid.bits - 1)[:, None].to(weight.dtype)
-    damp = 1 / math.sqrt(weight.shape[1])
-    step = log_step.exp()[:, None]
-    step = step * damp + (step * (1 - damp)).detach()
-    scaled = (weight / step + half).clamp(min=torch.zeros_like(top), max=top)
-    levels = scaled + (scaled.round() - scaled).detach()
-    return (levels - half) * step
+class _Step(nn.Module):
+    """The step of a group of edges, relative to its grid's; kept below a fused clip's ceiling."""
+
+    def __init__(self, grid: EdgeGrid, ceiling: float) -> None:
+        super().__init__()
+        self.grid = grid
+        self.largest = ceiling / max(grid.top - grid.zero, 1)
+        self.log_ratio = nn.Parameter(torch.zeros(()))
+
+    def step(self) -> Tensor:
+        return (self.grid.scale * self.log_ratio.exp()).clamp(max=self.largest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized values."""
+        return straight_values(x, self.step(), self.grid.zero, self.grid.top)
+
+    def stored(self) -> EdgeGrid:
+        scale = np.float32(self.step().detach().cpu().item())
+        while float(scale) > self.largest:
+            scale = np.nextafter(scale, np.float32(0))
+        return replace(self.grid, scale=float(scale))
 
 
-def _straight_edge(x: Tensor, grid: EdgeGrid) -> Tensor:
-    scaled = (x / grid.scale + grid.zero).clamp(0, grid.top)
-    levels = scaled + (scaled.round() - scaled).detach()
-    return (levels - grid.zero) * grid.scale
+def _ceiling(network: Network, group: int) -> float:
+    return min(e.ceiling for e in network.edges if e.group == group)

@@ -1,0 +1,76 @@
+"""A training's state on disk, so that a killed one goes on with the same result.
+
+Tensors of the module, of Adam and of the random generator as safetensors: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bitwright.errors import BitwrightError
+
+Training = tuple[nn.Module, torch.optim.Optimizer, Any, torch.Generator]
+
+
+def save(path: Path, training: Training, history: list[float], best: dict[str, Tensor]) -> None:
+    """Write the state after an epoch, to a temporary name first.
+
+    Args:
+        path: of the file.
+        training: module, optimizer, `LambdaLR`, generator.
+        history: held-out losses so far.
+        best: the module's state when they were least; empty where that was the beginning.
+    """
+    module, optimizer, schedule, generator = training
+    tensors = {f"now:{k}": v for k, v in module.state_dict().items()}
+    tensors |= {f"best:{k}": v for k, v in best.items()}
+    tensors["generator"] = generator.get_state()
+    for i, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer:{i}:{k}": torch.as_tensor(v) for k, v in values.items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    said = json.dumps({"history": history, "steps": schedule.last_epoch})
+    temporary = path.with_name(path.name + ".part")
+    save_file(tensors, temporary, metadata={"training": said})
+    os.replace(temporary, path)
+
+
+def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]]:
+    """Put the state back; the history and the best state.
+
+    Raises:
+        BitwrightError: the file is damaged, or of another training.
+    """
+    module, optimizer, schedule, generator = training
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            if name != "generator":
+                part, rest = name.split(":", 1)
+                parts[part][rest] = value
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            i, key = name.split(":")
+            state.setdefault(int(i), {})[key] = value
+        history, steps = [float(v) for v in said["history"]], int(said["steps"])
+        module.load_state_dict(parts["now"])
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        generator.set_state(tensors["generator"])
+        schedule.last_epoch = steps
+        at = zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, rate, share in at:
+            group["lr"] = rate * share(steps)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise BitwrightError(f"{path} cannot be gone on from: {error}; delete it") from error
+    return history, parts["best"]
