@@ -84,8 +84,9 @@ def report(rows: harness.Rows, contenders: Iterable[cases.Contender]) -> None:
 
 
 def peers(rows: harness.Rows, quick: bool) -> None:
-    """Each peer at its best settings; quick: the two that need no training, on one case."""
-    report(rows, cases.CONTENDERS[: 2 if quick else None])
+    """Each peer at its best settings; quick: 8 bits of ResNet-20 alone."""
+    short = cases.of(cases.R20, cases.W8A8, cases.CONTENDERS)
+    report(rows, short if quick else cases.CONTENDERS)
 
 
 def tried(rows: harness.Rows, quick: bool) -> None:

@@ -78,5 +78,41 @@ W4, W3, W2 = (Case(bits, None) for bits in (4, 3, 2))
 W8A8, W4A8, W3A8, W2A8 = (Case(bits, 8) for bits in (8, 4, 3, 2))
 W4A4 = Case(4, 4)
 
-CONTENDERS: tuple[Contender, ...] = ()
-TRIED: tuple[Contender, ...] = ()
+#: the peers' settings by name: rows are fewer than there are where more cost minutes for little
+QRONOS = {"rounding": "qronos", "rows": 256}
+INPUTS = {**QRONOS, "backend": "layerwise"}
+NEAREST = {"rounding": "nearest"}
+GPTQ = {"rounding": "gptq", "rows": 256}
+LEARNED = {"rounding": "learned", "rows": 256, "iterations": 500, "batch": 8, "rate": 0.01}
+WIDTHS = {"widths": [8, 6, 5, 4, 3, 2]}
+GRADIENT = {**WIDTHS, "epochs": 20, "rows": 512, "batch": 16}
+
+CONTENDERS: tuple[Contender, ...] = (
+    Contender(R20, W8A8, "onnxruntime"),
+    Contender(R20, W8A8, "nncf"),
+    Contender(R20, W4, "brevitas", QRONOS),
+    Contender(R20, W4, "mct", WIDTHS),
+    Contender(R20, W3, "brevitas", QRONOS),
+    Contender(R20, W3, "mct", GRADIENT),
+    Contender(R20, W2, "brevitas", QRONOS),
+    Contender(R20, W2, "mct", GRADIENT),
+    Contender(R20, W4A8, "brevitas", INPUTS),
+    Contender(R20, W4A8, "mct", {**WIDTHS, "act_method": "UNIFORM"}),
+    Contender(R20, W3A8, "brevitas", INPUTS),
+    Contender(R20, W2A8, "brevitas", INPUTS),
+    Contender(R20, W4A4, "brevitas", INPUTS),
+)
+TRIED: tuple[Contender, ...] = (
+    Contender(R20, W8A8, "nncf", {"rows": 64}),
+    Contender(R20, W4, "brevitas", {**NEAREST, "scale": "mse"}),
+    Contender(R20, W4, "brevitas", {"rounding": "gptq", "scale": "mse"}),
+    Contender(R20, W4, "brevitas", {"rounding": "qronos", "scale": "mse"}),
+    Contender(R20, W4, "mct"),
+    Contender(R20, W3, "brevitas", {**NEAREST, "scale": "mse"}),
+    Contender(R20, W3, "brevitas", {**NEAREST, "scale": "stats"}),
+    Contender(R20, W3, "brevitas", GPTQ),
+    Contender(R20, W3, "brevitas", LEARNED),
+    Contender(R20, W3, "mct"),
+    Contender(R20, W3, "mct", WIDTHS),
+    Contender(R20, W3, "mct", {**WIDTHS, "epochs": 16, "rows": 256}),
+)

@@ -90,8 +90,8 @@ def serve(name: str, version: str, quantize: Callable[[nn.Module, Request], Quan
     folder = Path(sys.argv[1])
     request = Request(
         **json.loads((folder / "request.json").read_text()),
-        calibration=np.load(folder / "calibration.npy", allow_pickle=False),
-        judged=np.load(folder / "judged.npy", allow_pickle=False),
+        calibration=np.load(folder / "calibration.npy", mmap_mode="r", allow_pickle=False),
+        judged=np.load(folder / "judged.npy", mmap_mode="r", allow_pickle=False),
     )
     torch.manual_seed(0)
     np.random.seed(0)
@@ -101,7 +101,7 @@ def serve(name: str, version: str, quantize: Callable[[nn.Module, Request], Quan
     made = quantize(model, request)
     seconds, processor = time.perf_counter() - begin, time.process_time() - used
     with torch.no_grad():
-        rows = torch.from_numpy(request.judged).split(BATCH)
+        rows = torch.from_numpy(np.array(request.judged)).split(BATCH)
         logits = torch.cat([made.forward(batch) for batch in rows]).numpy()
     np.save(folder / "logits.npy", logits)
     bits = size_bits(made.widths)

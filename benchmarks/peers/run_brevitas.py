@@ -12,6 +12,7 @@ Settings:
     scale: `stats` or `mse`, how a channel's scale is found.
     kind: `sym` or `asym` grids of weights.
     equalize: iterations of cross-layer equalization.
+    relu6: clipping at 6 is kept, which needs `layerwise` and no equalization.
     act_order: error feedback takes columns by their size.
     iterations, rate, batch: of learned rounding; `learned_scale` the rate of the scales, 0 for
         none.
@@ -50,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "scale": "stats",
     "kind": "sym",
     "equalize": 0,
+    "relu6": False,
     "act_order": False,
     "iterations": 1000,
     "rate": 1e-3,
@@ -89,7 +91,10 @@ def traced(model: nn.Module) -> nn.Module:
 def quantized(model: nn.Module, request: child.Request, setting: dict[str, Any]) -> nn.Module:
     """The network with Brevitas' layers, before any calibration."""
     model = preprocess_for_quantize(
-        traced(model), trace_model=False, equalize_iters=setting["equalize"]
+        traced(model),
+        trace_model=False,
+        equalize_iters=setting["equalize"],
+        relu6_to_relu=not setting["relu6"],
     )
     body = round(request.weight_bits)
 

@@ -41,7 +41,7 @@ def exported(model: nn.Module, request: child.Request, path: Path) -> None:
     """The float network as a file, shapes inferred and batch-norm folded by the runtime's own."""
     torch.onnx.export(
         model,
-        (torch.from_numpy(request.calibration[:2]),),
+        (next(request.batches(2)),),
         path,
         dynamo=True,
         external_data=False,

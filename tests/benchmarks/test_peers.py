@@ -92,6 +92,27 @@ def test_a_failure_leaves_nothing_behind(cache, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
+def test_a_case_gets_its_own_contenders(monkeypatch):
+    case, other = compare.Case(4, 8), compare.Case(4, None)
+    given = [("resnet20", case, "mct"), ("resnet20", other, "mct"), ("mobilenet_v2", case, "mct")]
+    given.append(("resnet20", case, "brevitas"))
+    contenders = tuple(cases.Contender(*g, {"place": i}) for i, g in enumerate(given))
+    monkeypatch.setattr(cases, "CONTENDERS", contenders)
+    monkeypatch.setattr(compare, "run", lambda *asked: asked)
+    rows = np.zeros(1), np.ones(1)
+    found = cases.peer_rows("resnet20", case, *rows)
+    assert [(asked[0], asked[3]["place"]) for asked in found] == [("mct", 0), ("brevitas", 3)]
+    assert all(asked[1:3] == ("resnet20", case) and asked[4:] == rows for asked in found)
+
+
+def test_rows_of_a_setting_are_spread_over_the_calibration_rows():
+    rows = np.arange(10, dtype=np.float32)
+    asked = child.Request("resnet20", 4, None, {"rows": 4}, rows, rows)
+    assert [batch.tolist() for batch in asked.batches(3)] == [[0, 3, 6], [9]]
+    asked = child.Request("resnet20", 4, None, {}, rows, rows)
+    assert [len(batch) for batch in asked.batches()] == [10]
+
+
 def test_every_contender_has_an_environment_and_a_script():
     assert compare.Case(2, None).name == "W 2 / float"
     assert compare.Case(4, 8).name == "W 4 / A8"
