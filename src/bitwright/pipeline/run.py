@@ -555,7 +555,7 @@ class Run:
 
     @cached_property
     def _quantize_key(self) -> str:
-        return make_key("quantize", self._search_key, self.plan.key)
+        return make_key("quantize", self._search_key, self.plan.key, artefact.SCHEMA)
 
     def _own(self, stored: artefact.Artefact) -> Quantized:
         """A stored artefact's numbers on this run's float network (the teacher)."""
