@@ -17,6 +17,7 @@ import harness
 import numpy as np
 
 from bitwright import allocate, quantize
+from bitwright.curvature import Sensitivity
 from bitwright.deploy import artefact
 from bitwright.deploy.tensors import from_bytes
 from bitwright.network import Network, build
@@ -39,17 +40,10 @@ def widths(
     if mean is None:
         rng = np.random.default_rng(0)
         return {la.name: rng.integers(1, 9, la.rows) for la in network.layers}
-    names = tuple(f"{la.name}[{c}]" for la in network.layers for c in range(la.rows))
-    fans = np.concatenate([np.full(la.rows, la.fan_in) for la in network.layers])
-    problem = allocate.Problem(
-        names=names,
-        choices=quantize.WIDTHS,
-        loss=np.concatenate([tables[la.name].error.T.numpy() for la in network.layers]),
-        cost=fans[:, None] * np.array(quantize.WIDTHS),
-        budget=mean * network.weights,
-        allowed=np.ones((len(names), len(quantize.WIDTHS)), dtype=bool),
-        tie=np.arange(len(names)),
-    )
+    errors = {name: table.error.T.numpy() for name, table in tables.items()}
+    nothing = Sensitivity("none", {})  # the errors themselves are the score
+    budget = mean * network.weights
+    problem = quantize.channel_problem(network, nothing, tables, budget, score=errors)
     return quantize.plan_bits(network, allocate.knapsack(problem))
 
 
