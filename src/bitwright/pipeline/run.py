@@ -737,8 +737,8 @@ def _computation(network: Network) -> str:
 def _read_plan(path: Path, problem: Problem) -> Plan:
     """A plan that a search wrote, or somebody edited."""
     try:
-        found = plans.from_json(path.read_text(), problem)
-    except (BitwrightError, OSError, ValueError, OverflowError) as error:
+        found = plans.from_json(path.read_bytes(), problem)
+    except (BitwrightError, OSError) as error:
         raise BitwrightError(f"{path}: {error}; delete it to search again") from error
     if found.method not in METHODS:
         raise BitwrightError(
