@@ -25,7 +25,7 @@ from bitwright.allocate import Limit, Plan, Problem, Product
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
-from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
+from bitwright.deploy import Verification, artefact, onnx_file, onnx_sealed, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline.budget import parse_bops, parse_latency
@@ -642,6 +642,7 @@ class Run:
     def verification(self) -> Verification:
         """The runtime against the integer reference of the artefact on disk; `verify.json`."""
         path = self.onnx
+        onnx_sealed.read(path)  # before a runtime sees it
         stored = artefact.load(self.store.path("model.safetensors"))
         assert self.task.test is not None
         with self.store.timed("verify"):
