@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import deploy_bytes
+import deploy_fuzz
 import harness
 
 PARTS: dict[str, Callable[[harness.Rows, bool], None]] = {
     "bytes": deploy_bytes.measure,
+    "fuzz": deploy_fuzz.measure,
 }
 
 if __name__ == "__main__":

@@ -147,5 +147,5 @@ def load(path: Path) -> Sensitivity:
             )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BitwrightError(
-            f"{path} is not a sensitivity file ({error}); run `measure` again"
+            f"{path} is not a sensitivity file ({str(error)[:200]}); run `measure` again"
         ) from error

@@ -77,7 +77,7 @@ def read(path: Path) -> Sealed:
         _scan(content)
         model = onnx.ModelProto()
         model.ParseFromString(content)
-        _check_graph(model)
+        _check_graph(model, path.parent)
         entries = {p.key: p.value for p in model.metadata_props}
         found = parse(entries.get(_ENTRY, "").encode(), "its metadata")
         if isinstance(found, dict):
@@ -135,7 +135,7 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
     raise ValueError("a number does not end")
 
 
-def _check_graph(model: onnx.ModelProto) -> None:
+def _check_graph(model: onnx.ModelProto, folder: Path) -> None:
     domains = {o.domain for o in model.opset_import}
     if domains != {""} or model.functions or model.training_info:
         raise ValueError(f"it needs more than ONNX itself: {sorted(domains)!r:.100}")
@@ -148,12 +148,23 @@ def _check_graph(model: onnx.ModelProto) -> None:
     if graph.sparse_initializer:
         raise ValueError("it holds sparse tensors")
     for tensor in graph.initializer:
-        for entry in tensor.external_data:
-            name = entry.value if entry.key == "location" else ""
-            if Path(name).name != name or name.startswith("."):
-                raise ValueError(f"its data lies in {name!r:.80}, which is not beside it")
-        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.HasField("raw_data"):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            _check_beside(tensor, folder)
+        elif tensor.HasField("raw_data"):
             _check_size(tensor)
+
+
+def _check_beside(tensor: onnx.TensorProto, folder: Path) -> None:
+    """Whether a tensor's bytes are where it says, in a file beside the model."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = entries.get("location", "")
+    if Path(name).name != name or name.startswith(".") or not name.isprintable():
+        raise ValueError(f"its data lies in {name!r:.80}, which is not beside it")
+    file = folder / name
+    if not name or not file.is_file() or file.is_symlink():
+        raise ValueError(f"its data lies in {name!r:.80}, where there is no file")
+    if int(entries.get("offset", 0)) + int(entries.get("length", 0)) > file.stat().st_size:
+        raise ValueError(f"{name!r:.80} does not reach as far as its tensors")
 
 
 def _check_size(tensor: onnx.TensorProto) -> None:

@@ -15,12 +15,24 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from bitwright.network.ops import PYTHON, aten
+from bitwright.network.ops import LAYERS, PYTHON, aten
 from bitwright.network.run import run
 
 #: pieces one operation may cut a tensor into, and axes that a tensor may have
 _PIECES, _AXES = 4096, 16
 _LARGEST = 2**63
+#: operations that want one type, which the meta device does not mind
+_ONE_TYPE = {
+    *LAYERS,
+    aten.batch_norm.default,
+    aten.layer_norm.default,
+    aten.group_norm.default,
+    aten.instance_norm.default,
+    aten.rms_norm.default,
+    aten.prelu.default,
+    aten.matmul.default,
+    aten.bmm.default,
+}
 
 
 def infer(module: GraphModule, input_shape: tuple[int, ...]) -> None:
@@ -56,6 +68,8 @@ def infer(module: GraphModule, input_shape: tuple[int, ...]) -> None:
 
 
 def _check(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if node.target in _ONE_TYPE and len({a.dtype for a in args if isinstance(a, Tensor)}) > 1:
+        raise ValueError(f"{node.name} mixes types of numbers")
     if node.target is operator.getitem:
         container, index = args
         if not isinstance(container, tuple | list) or not isinstance(index, int):

@@ -130,7 +130,7 @@ def _graph(program: Any, parameters: dict[str, Tensor]) -> Graph:
 
     def attribute(name: Any) -> Node:
         if name not in parameters:
-            raise BitwrightError(f"the stored program reads {name!r}, which is missing")
+            raise BitwrightError(f"the stored program reads {name!r:.80}, which is missing")
         if name not in attributes:
             label = name.replace(".", "_")
             while label in taken:  # a node that is listed keeps its name
@@ -151,9 +151,9 @@ def _graph(program: Any, parameters: dict[str, Tensor]) -> Graph:
             elif operation in KNOWN:
                 node = graph.create_node("call_function", KNOWN[operation], args, kwargs, name)
             else:
-                raise BitwrightError(f"the stored program calls {operation!r}, not a known one")
+                raise BitwrightError(f"the stored program calls {operation!r:.80}, not a known one")
         if node.name != name:
-            raise BitwrightError(f"the stored program uses {name!r} as a name")
+            raise BitwrightError(f"the stored program uses {name!r:.80} as a name")
         nodes.append(node)
     graph.lint()
     return graph
@@ -163,7 +163,7 @@ def _check_names(*names: Any) -> None:
     """Refuse names that are not plain: torch.fx would make code of them."""
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]*", name):
-            raise BitwrightError(f"the stored program uses {name!r} as a name")
+            raise BitwrightError(f"the stored program uses {name!r:.80} as a name")
 
 
 def _place(root: nn.Module, name: str, value: Tensor) -> None:
