@@ -34,7 +34,7 @@ TIERS = (
 RANK = {part: rank for rank, parts in enumerate(TIERS) for part in parts}
 
 #: `allocate` knows nothing of models: a search gets an `evaluate` function from outside.
-ALLOCATE_MAY_IMPORT = {"allocate", "arith", "errors"}
+ALLOCATE_MAY_IMPORT = {"allocate", "arith", "codec", "errors"}
 #: the one method there that needs torch
 ALLOCATE_WITH_TORCH = "bitwright.allocate.cw_hawq"
 

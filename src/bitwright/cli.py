@@ -592,6 +592,24 @@ def profile(
     _perform(given, out, quiet, partial(_profile, threads, repeats), goal=False)
 
 
+@app.command()
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="model.safetensors, model.onnx, plan.json, sensitivity.…")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Say what is inside a file, with the widths of its weights."""
+    from bitwright.console import print_inspection
+    from bitwright.report import inspection
+
+    found = inspection.inspect(file)
+    if as_json:
+        print(json.dumps(inspection.to_data(found), indent=1))
+    else:
+        print_inspection(Console(highlight=False, markup=False), found)
+
+
 def main() -> None:
     """Entry point: a :class:`BitwrightError` becomes one line and exit status 2."""
     try:

@@ -1,9 +1,11 @@
-"""Dataclasses to JSON data and back, checked against their type hints."""
+"""Dataclasses to JSON data and back, checked against their type hints; JSON from anyone."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
 import types
 import typing
 from typing import Any
@@ -11,6 +13,80 @@ from typing import Any
 import numpy as np
 
 _SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+#: what nests deeper was not written by us, and the next recursive reader would fail on it
+_DEPTH = 16
+#: a list or object takes 20 times the memory of its two brackets: at most one for so many bytes
+_BYTES_EACH, _ALWAYS = 6, 256
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse(text: bytes, where: str) -> Any:
+    """JSON that may come from anyone, as one reading of it: no name twice, no NaN, no deep nests.
+
+    Raises:
+        ValueError: it is not such JSON, or holds so many lists and objects that it would take far
+            more memory than it has bytes; the message is one short line.
+    """
+    if text.count(b"[") + text.count(b"{") > _ALWAYS + len(text) // _BYTES_EACH:
+        raise ValueError(f"{where} is brackets more than anything else")
+    try:
+        found = json.loads(
+            text.decode(),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 at byte {error.start}") from None
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    level = [found]
+    for _ in range(_DEPTH):
+        level = [v for v in level if isinstance(v, dict | list)]
+        level = [v for some in level for v in (some.values() if isinstance(some, dict) else some)]
+    if level:
+        raise ValueError(f"{where} is nested more than {_DEPTH} deep")
+    if _SURROGATE.search(text) and not _encodable(found):
+        raise ValueError(f"{where} holds half a character")
+    return found
+
+
+def _encodable(value: Any) -> bool:
+    """Whether every string in JSON data can be written: half a surrogate pair cannot."""
+    if isinstance(value, dict):
+        return all(_encodable(key) and _encodable(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_encodable, value))
+    return not isinstance(value, str) or not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name[:40]!r} stands twice in one object")
+        found[name] = value
+    return found
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"{text[:20]}… has {len(text)} digits")
+    return int(text)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large")
+    return value
 
 
 def encode(value: Any) -> Any:
@@ -29,12 +105,14 @@ def encode(value: Any) -> Any:
 
 
 def decode(hint: Any, data: Any, where: str) -> Any:
-    """`data` as `hint`: a dataclass, `tuple[...]`, `dict[str, ...]`, `X | None` or a plain type.
+    """`data` as `hint`: a dataclass, `tuple[...]`, `dict[str, ...]`, `X | None`, `Any` or a type.
 
     Raises:
         ValueError: it is something else; the message says where.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return data
     if dataclasses.is_dataclass(hint):
         return _decode_object(typing.cast(type, hint), data, where)
     if origin in (types.UnionType, typing.Union):

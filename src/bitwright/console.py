@@ -1,4 +1,7 @@
-"""Progress: bars with an ETA on a terminal, plain lines elsewhere, nothing when quiet."""
+"""What the command line shows: progress, and what is inside a file.
+
+Progress is bars with an ETA on a terminal, plain lines elsewhere, nothing when quiet.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,14 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from bitwright.report.inspection import Inspection
 
 _EVERY_S = 10.0
+#: characters of a histogram's longest bar
+_BAR = 40
 
 
 class Bars:
@@ -73,3 +82,43 @@ class Bars:
             left = spent * (1 - fraction) / max(fraction, 1e-9)
             self.console.print(f"{stage}: {fraction:.0%}, about {left:.0f} s left")
             self.told[stage] = now
+
+
+def print_inspection(console: Console, found: Inspection) -> None:
+    """Facts, the table and the histogram, in the width that there is."""
+    facts = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    for name, value in found.facts.items():
+        facts.add_row(Text(_plain(name), style="bold"), Text(_plain(_number(value))))
+    console.print(facts)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for i, name in enumerate(found.columns):
+        words = all(isinstance(row[i], str) for row in found.rows)
+        table.add_column(name, justify="left" if words else "right", overflow="fold")
+    for row in found.rows:
+        table.add_row(*(Text(_plain(_number(value))) for value in row))
+    console.print()
+    console.print(table)
+    if not found.histogram:
+        return
+    console.print()
+    total, most = sum(found.histogram.values()), max(found.histogram.values())
+    bars = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for name in ("bits", found.unit, "share"):
+        bars.add_column(name, justify="right")
+    bars.add_column("")
+    for bits, count in found.histogram.items():
+        bar = "█" * max(1, round(_BAR * count / most))
+        bars.add_row(str(bits), f"{count:,}", f"{count / total:.1%}", bar)
+    console.print(bars)
+
+
+def _number(value: str | int | float) -> str:
+    """Text as it is, whole numbers by thousands, others to six digits."""
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _plain(text: str) -> str:
+    """Without what could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "�" for c in text)

@@ -10,4 +10,5 @@ class BitwrightError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())  # what a file's names could do to a terminal is left out
+        super().__init__("".join(c if c.isprintable() else "�" for c in line))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitwright.allocate.problem import Problem, within
+from bitwright.codec import decode, parse
 from bitwright.errors import BitwrightError
 
 SCHEMA = 1
@@ -107,7 +108,38 @@ def to_json(plan: Plan) -> str:
     return json.dumps({**found, "bits": layers}, indent=1)
 
 
-def from_json(text: str, problem: Problem) -> Plan:
+@dataclass(frozen=True)
+class Stored:
+    """What stands in `plan.json`: widths by layer; the rest as in :class:`Plan`."""
+
+    schema: int
+    method: str
+    choices: tuple[int, ...]
+    cost_bits: int
+    predicted_loss: float
+    budget_bits: int
+    bits: dict[str, tuple[int, ...]]
+    limits: tuple[Total, ...] = ()
+
+
+def read_json(text: str | bytes) -> Stored:
+    """What a stored (or edited) plan says, without a problem to hold it against.
+
+    Raises:
+        BitwrightError: not a plan, or of another schema.
+    """
+    try:
+        found = parse(text if isinstance(text, bytes) else text.encode(), "it")
+        schema = found.get("schema") if isinstance(found, dict) else None
+        if schema != SCHEMA:
+            raise BitwrightError(f"plan schema {schema!r:.20}; this version reads {SCHEMA}")
+        stored: Stored = decode(Stored, found, "plan")
+        return stored
+    except ValueError as error:
+        raise BitwrightError(f"the plan cannot be read: {error}") from error
+
+
+def from_json(text: str | bytes, problem: Problem) -> Plan:
     """A stored (or edited) plan, priced again on `problem`.
 
     The budget and the bounds of limits are the plan's own; of limits that only one of the two
@@ -116,33 +148,28 @@ def from_json(text: str, problem: Problem) -> Plan:
     Raises:
         BitwrightError: not a plan, of another schema, or for other layers.
     """
-    try:
-        found: Any = json.loads(text)
-        if found["schema"] != SCHEMA:
-            raise BitwrightError(f"plan schema {found['schema']}; this version reads {SCHEMA}")
-        layers = {str(k): [int(b) for b in v] for k, v in found["bits"].items()}
-        method, budget = str(found["method"]), int(found["budget_bits"])
-        bounds = {str(t["name"]): float(t["bound"]) for t in found.get("limits", [])}
-    except BitwrightError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BitwrightError(f"the plan cannot be read: {type(error).__name__} {error}") from error
+    stored = read_json(text)
+    layers, budget = stored.bits, stored.budget_bits
+    bounds = {t.name: t.bound for t in stored.limits}
     bits: list[int] = []
     expected: dict[str, int] = {}
     for name in problem.names:
         layer = name.rpartition("[")[0] or name
         expected[layer] = expected.get(layer, 0) + 1
     for layer, count in expected.items():
-        if len(layers.get(layer, [])) != count:
+        if len(layers.get(layer, ())) != count:
             raise BitwrightError(
-                f"the plan lists {len(layers.get(layer, []))} channels for layer {layer!r}, "
+                f"the plan lists {len(layers.get(layer, ()))} channels for layer {layer!r}, "
                 f"the model has {count}"
             )
         bits += layers[layer]
-    place = {b: i for i, b in enumerate(problem.choices)}
-    strange = sorted({b for b in bits if b not in place})
+    strange = sorted(set(layers) - set(expected))
     if strange:
-        raise BitwrightError(f"the plan uses widths {strange}; possible are {problem.choices}")
+        raise BitwrightError(f"the plan lists layer {strange[0]!r:.80}, which the model lacks")
+    place = {b: i for i, b in enumerate(problem.choices)}
+    wrong = sorted({b for b in bits if b not in place})
+    if wrong:
+        raise BitwrightError(f"the plan uses widths {wrong[:9]}; possible are {problem.choices}")
     choice = np.array([place[b] for b in bits])
     cost = int(problem.cost[np.arange(len(choice)), choice].sum())
     if cost > budget:
@@ -151,6 +178,6 @@ def from_json(text: str, problem: Problem) -> Plan:
     products = [replace(p, bound=bounds.get(p.name, p.bound)) for p in problem.products]
     bound = problem.with_budget(budget).with_limits(*limits).with_products(*products)
     try:
-        return make_plan(bound, choice, method)
+        return make_plan(bound, choice, stored.method)
     except ValueError as error:
         raise BitwrightError(f"the plan does not fit the problem: {error}") from error

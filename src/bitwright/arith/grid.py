@@ -60,6 +60,12 @@ def container(codes: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return q, torch.where(grid.bits == MAX_BITS, grid.scale, grid.scale / 2)
 
 
+def fits_container(bits: Tensor, zero: Tensor) -> Tensor:
+    """Whether all levels of each grid lie in the 8-bit container, bool [C]."""
+    narrow = (zero >= 0) & (zero <= 128) & (2 ** (bits + 1) - 2 - zero <= 127)
+    return (bits >= 1) & torch.where(bits == MAX_BITS, zero == 2**MAX_BITS, narrow & (bits < 8))
+
+
 def round_scale(scale: Tensor) -> Tensor:
     """The nearest float16 number, as float32; at least the smallest positive normal one."""
     tiny = torch.finfo(torch.float16).tiny

@@ -71,22 +71,21 @@ def unpack(streams: Mapping[int, np.ndarray], counts: Mapping[int, int]) -> dict
     Raises:
         ValueError: a stream's length does not fit the counts.
     """
-    codes = {b: np.zeros(n, np.uint8) for b, n in counts.items() if b < 8}
-    for plane in PLANES:
-        total = sum(n for b, n in counts.items() if b < 8 and b & plane)
+    totals = {p: sum(n for b, n in counts.items() if b < 8 and b & p) for p in PLANES}
+    for plane, total in {8: counts.get(8, 0), **totals}.items():  # before anything is allocated
         if len(streams[plane]) != -(-total * plane // 8):
             raise ValueError(
                 f"stream of {plane}-bit parts has {len(streams[plane])} bytes, "
                 f"{total} codes need {-(-total * plane // 8)}"
             )
+    codes = {b: np.zeros(n, np.uint8) for b, n in counts.items() if b < 8}
+    for plane, total in totals.items():
         values, start = unpack_plane(streams[plane], plane, total), 0
         for bits in range(1, 8):
             if bits in codes and bits & plane:
                 shift = dict(parts(bits))[plane]
                 codes[bits] |= values[start : start + counts[bits]] << np.uint8(shift)
                 start += counts[bits]
-    if len(streams[8]) != counts.get(8, 0):
-        raise ValueError(f"stream of bytes has {len(streams[8])}, expected {counts.get(8, 0)}")
     if 8 in counts:
         codes[8] = np.asarray(streams[8])
     return codes

@@ -8,11 +8,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bitwright.codec import decode, encode, parse
 from bitwright.errors import BitwrightError
 
 SCHEMA = 1
@@ -98,12 +100,21 @@ def save(sensitivity: Sensitivity, path: Path) -> None:
         "schema": SCHEMA,
         "method": sensitivity.method,
         "key": sensitivity.key,
-        "details": dict(sensitivity.details),
+        "details": encode(dict(sensitivity.details)),
         "samples": counts,
     }
     temporary = path.with_name(path.name + ".part")
     save_file(tensors, temporary, metadata={"bitwright": json.dumps(header)})
     os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class _Header:
+    schema: int
+    method: str
+    key: str
+    details: dict[str, Any]
+    samples: dict[str, int]
 
 
 def load(path: Path) -> Sensitivity:
@@ -114,28 +125,27 @@ def load(path: Path) -> Sensitivity:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["bitwright"])
-            if header["schema"] != SCHEMA:
+            found = parse((file.metadata() or {})["bitwright"].encode(), "its metadata")
+            schema = found.get("schema") if isinstance(found, dict) else None
+            if schema != SCHEMA:
                 raise BitwrightError(
-                    f"{path} has sensitivity schema {header['schema']}, this version reads {SCHEMA}"
+                    f"{path} has sensitivity schema {schema!r:.20}, this version reads {SCHEMA}"
                 )
-            groups: dict[str, dict[str, Estimate]] = {"layer": {}, "edge": {}}
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                kind, _, item = name.partition(":")
-                value, probe, data = table = file.get_tensor(name)
-                if table.ndim != 2 or table.dtype != np.float64:
-                    raise ValueError(f"{name} is {table.dtype} {table.shape}")
-                groups[kind][item] = Estimate(value, probe, data, int(header["samples"][name]))
-            order = list(header["samples"])
-            if set(order) != set(file.keys()):
+            header: _Header = decode(_Header, found, "its metadata")
+            if set(header.samples) != set(file.keys()):
                 raise ValueError("its tensors are not those of its header")
-            rank = {name: i for i, name in enumerate(order)}
-            layers, edges = (
-                dict(sorted(groups[k].items(), key=lambda item: rank[f"{k}:{item[0]}"]))
-                for k in ("layer", "edge")
+            groups: dict[str, dict[str, Estimate]] = {"layer": {}, "edge": {}}
+            for name, samples in header.samples.items():
+                kind, _, item = name.partition(":")
+                table = file.get_tensor(name)
+                if table.ndim != 2 or len(table) != 3 or table.dtype != np.float64:
+                    raise ValueError(f"{name[:80]} is {table.dtype} {table.shape}")
+                value, probe, data = table
+                groups[kind][item] = Estimate(value, probe, data, samples)
+            return Sensitivity(
+                header.method, groups["layer"], groups["edge"], header.key, header.details
             )
-            return Sensitivity(header["method"], layers, edges, header["key"], header["details"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BitwrightError(
-            f"{path} is not a sensitivity file ({error}); run `measure` again"
+            f"{path} is not a sensitivity file ({str(error)[:200]}); run `measure` again"
         ) from error

@@ -10,7 +10,6 @@ unsigned × signed kernels add pairs in 16 bits and saturate, its unsigned × un
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import onnx_ir as ir
 
 from bitwright.arith.grid import MAX_BITS
 from bitwright.arith.packing import PLANES, pack, parts
+from bitwright.deploy import onnx_sealed
 from bitwright.deploy.artefact import codes_by_width, rows_by_width
 from bitwright.deploy.integer import integer_bias
 from bitwright.deploy.placeholders import DOMAIN, OPSET, export, with_holes
@@ -382,7 +382,5 @@ def _short(number: int) -> str:
 
 
 def save(quantized: Quantized, path: Path) -> None:
-    """Write the ONNX file, to a temporary name first."""
-    temporary = path.with_name(path.name + ".part")
-    ir.save(build_model(quantized), temporary)
-    os.replace(temporary, path)
+    """Write the ONNX file, sealed, to a temporary name first."""
+    onnx_sealed.save(build_model(quantized), quantized, path)

@@ -136,8 +136,9 @@ class Network:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            found = program.from_json(*value) if name == "module" else value
-            object.__setattr__(self, name, found)
+            if name == "module":
+                value = program.from_json(value[0], value[1], state["input_shape"])
+            object.__setattr__(self, name, value)
 
 
 def copied(module: GraphModule) -> GraphModule:
@@ -297,16 +298,21 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
         free = node.target in VALUE_PRESERVING and node.args[0] in need
         if free and any(u.op != "output" for u in node.users):
             need.add(node)
+    everything = list(module.graph.nodes)
+    nonnegative, ceiling = _nonnegatives(everything), _ceilings(everything)
     group = {n: i for i, n in enumerate(carries)}
+    first = list(range(len(carries)))  # of each group, or a step on the way to it
 
     def find(n: Node) -> int:
-        return group[n]
+        g = group[n]
+        while first[g] != g:
+            first[g] = first[first[g]]
+            g = first[g]
+        return g
 
     def tie(a: Node, b: Node) -> None:
-        old, new = sorted((group[a], group[b]), reverse=True)
-        for n, g in group.items():
-            if g == old:
-                group[n] = new
+        old, new = sorted((find(a), find(b)), reverse=True)
+        first[old] = new
 
     for node in carries:
         if node not in need:
@@ -316,7 +322,7 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
         if node.target is aten.cat.default:
             sources = [s for s in node.args[0] if s in need]
             # a signed tensor would unfuse ReLUs; another's ceiling would clip
-            if len({(_nonnegative(s), _ceiling(s)) for s in sources}) == 1:
+            if len({(nonnegative[s], ceiling[s]) for s in sources}) == 1:
                 for source in sources:
                     tie(node, source)
     ids = {g: i for i, g in enumerate(sorted({find(n) for n in need}))}
@@ -324,10 +330,10 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
     for node in need:
         if node.target in VALUE_PRESERVING and node.args[0] in need:
             continue  # as its source, which is of the same group
-        zero[find(node)] &= _nonnegative(node)
+        zero[find(node)] &= nonnegative[node]
     top = dict.fromkeys(ids, math.inf)
     for node in need:
-        top[find(node)] = min(top[find(node)], _ceiling(node))
+        top[find(node)] = min(top[find(node)], ceiling[node])
     return tuple(
         Edge(n.name, ids[find(n)], n.meta["row_shape"], zero[find(n)], top[find(n)])
         for n in carries
@@ -349,17 +355,23 @@ def fresh_edges(network: Network) -> set[str]:
     }
 
 
-def _ceiling(node: Node) -> float:
-    if node.target is aten.relu6.default:
-        return 6.0
-    if node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) > 2:
-        high = node.args[2]
-        return math.inf if high is None else float(high)  # type: ignore[arg-type]
-    if node.target is aten.hardtanh.default:
-        return 1.0
-    if node.target in VALUE_PRESERVING and isinstance(node.args[0], Node):
-        return _ceiling(node.args[0])
-    return math.inf
+def _ceilings(nodes: Sequence[Node]) -> dict[Node, float]:
+    """The largest value that a clip lets through to each node, inf where there is none."""
+    known: dict[Node, float] = {}
+    for node in nodes:
+        found: Any = math.inf
+        if node.target is aten.relu6.default:
+            found = 6.0
+        elif node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) > 2:
+            high = node.args[2]
+            if high is not None:  # what is computed fails where somebody needs it
+                found = float(high) if isinstance(high, int | float) else high
+        elif node.target is aten.hardtanh.default:
+            found = 1.0
+        elif node.target in VALUE_PRESERVING and isinstance(node.args[0], Node):
+            found = known[node.args[0]]
+        known[node] = found
+    return known
 
 
 def _absorbed(node: Node) -> bool:
@@ -380,13 +392,17 @@ def _producer(node: Node) -> Node:
     return node
 
 
-def _nonnegative(node: Any) -> bool:
-    if is_clip_at_zero(node) or node.target in (aten.sigmoid.default, aten.softmax.int):
-        return True
-    if node.target is aten.cat.default:
-        return all(_nonnegative(source) for source in node.args[0])
-    if node.target in (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim):
-        return _nonnegative(node.args[0])
-    if node.target in VALUE_PRESERVING:
-        return _nonnegative(node.args[0])
-    return False
+def _nonnegatives(nodes: Sequence[Node]) -> dict[Node, bool]:
+    """Of each node, whether nothing below zero can occur. One pass: cats of cats are many paths."""
+    means = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
+    known: dict[Node, bool] = {}
+    for node in nodes:
+        found = is_clip_at_zero(node) or node.target in (aten.sigmoid.default, aten.softmax.int)
+        if node.target is aten.cat.default:
+            joined: Any = node.args[0]
+            found = all(known[source] for source in joined)
+        elif node.target in means or node.target in VALUE_PRESERVING:
+            source: Any = node.args[0]
+            found = known[source]
+        known[node] = found
+    return known

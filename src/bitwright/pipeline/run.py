@@ -25,7 +25,7 @@ from bitwright.allocate import Limit, Plan, Problem, Product
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
-from bitwright.deploy import Verification, artefact, onnx_file, runtime, verify
+from bitwright.deploy import Verification, artefact, onnx_file, onnx_sealed, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline.budget import parse_bops, parse_latency
@@ -560,7 +560,7 @@ class Run:
 
     @cached_property
     def _quantize_key(self) -> str:
-        return make_key("quantize", self._search_key, self.plan.key)
+        return make_key("quantize", self._search_key, self.plan.key, artefact.SCHEMA)
 
     def _own(self, stored: artefact.Artefact) -> Quantized:
         """A stored artefact's numbers on this run's float network (the teacher)."""
@@ -661,6 +661,7 @@ class Run:
     def verification(self) -> Verification:
         """The runtime against the integer reference of the artefact on disk; `verify.json`."""
         path = self.onnx
+        onnx_sealed.read(path)  # before a runtime sees it
         stored = artefact.load(self.store.path("model.safetensors"))
         assert self.task.test is not None
         with self.store.timed("verify"):
@@ -756,8 +757,8 @@ def _computation(network: Network) -> str:
 def _read_plan(path: Path, problem: Problem) -> Plan:
     """A plan that a search wrote, or somebody edited."""
     try:
-        found = plans.from_json(path.read_text(), problem)
-    except (BitwrightError, OSError, ValueError, OverflowError) as error:
+        found = plans.from_json(path.read_bytes(), problem)
+    except (BitwrightError, OSError) as error:
         raise BitwrightError(f"{path}: {error}; delete it to search again") from error
     if found.method not in METHODS:
         raise BitwrightError(

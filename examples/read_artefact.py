@@ -1,0 +1,59 @@
+"""`python read_artefact.py model.safetensors`: its weights with safetensors and numpy alone."""
+
+import json
+import math
+import sys
+import zlib
+
+import numpy as np
+from safetensors import safe_open
+
+#: a code of `width` bits is made of a nibble, a pair and a bit, the high part first
+STREAMS = {"nibbles": 4, "pairs": 2, "singles": 1}
+
+
+def unpack(tensors: dict, counts: dict) -> dict:
+    """Codes by width: value i of a stream of M bytes is in byte i mod M, at bit part * (i // M)."""
+    codes = {width: np.zeros(count, np.uint8) for width, count in counts.items()}
+    for name, part in STREAMS.items():
+        stream, start = tensors.get(name, np.zeros(0, np.uint8)), 0
+        shifts = np.arange(0, 8, part, dtype=np.uint8)[:, None]
+        values = (stream >> shifts & np.uint8(2**part - 1)).ravel()
+        for width in sorted(counts):
+            if width < 8 and width & part:
+                piece = values[start : start + counts[width]]
+                codes[width] |= piece << np.uint8(width & (part - 1))  # what is below it
+                start += counts[width]
+    return codes | ({8: tensors["bytes"]} if 8 in counts else {})
+
+
+def read(path: str) -> dict:
+    """Float32 weights `scale * (code - zero / 2)` bit for bit, biases, whatever stayed in float."""
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    program = json.loads(zlib.decompress(tensors["program"]))
+    grid = np.frombuffer(zlib.decompress(tensors["grid"]), np.uint8).astype(int)
+    width, zero = grid % 16, 2 ** (grid % 16) - grid // 16  # zero counts half steps
+    scale, bias = tensors["scale"].astype(np.float32), tensors["bias"]
+    shapes = [shape for _, *shape in program["layers"]]  # the first number is a place in the graph
+    fans = np.repeat([math.prod(s[1:]) for s in shapes], [s[0] for s in shapes])
+    codes = unpack(tensors, {b: int(fans[width == b].sum()) for b in np.unique(width)})
+    start, row = dict.fromkeys(codes, 0), 0
+    found = {name[2:]: value for name, value in tensors.items() if name[:2] == "f:"}
+    rows = [np.zeros(0, np.float32)] * len(width)
+    for b in codes:  # channels of one width follow one another in their own order
+        for r in np.flatnonzero(width == b):
+            piece = codes[b][start[b] : start[b] + fans[r]].astype(np.float32)
+            rows[r] = (piece - np.float32(zero[r] / 2)) * scale[r]
+            start[b] += fans[r]
+    for place, *shape in program["layers"]:  # the node that calls a layer names its parameters
+        _, weight_name, bias_name = (a.get("p") for a in program["graph"][place][2][:3])
+        found[weight_name] = np.concatenate(rows[row : row + shape[0]]).reshape(shape)
+        found[bias_name] = bias[row : row + shape[0]]
+        row += shape[0]
+    return found
+
+
+if __name__ == "__main__":
+    for name, value in read(sys.argv[1]).items():
+        print(f"{name:50} {value.dtype} {value.shape}")

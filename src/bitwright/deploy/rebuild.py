@@ -1,0 +1,209 @@
+"""From an artefact's tensors to the network: nothing read is trusted.
+
+Sizes are checked against bytes that are there before anything is allocated, compressed parts have a
+bound on what they may grow to, and the graph is built from a table of operations whose shapes must
+fit (:mod:`bitwright.network.program`).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright.arith.grid import Grid, fits_container
+from bitwright.arith.packing import unpack
+from bitwright.codec import decode, parse
+from bitwright.network import Edge, Network, describe
+from bitwright.network.program import from_json
+from bitwright.quantize import EDGE_WIDTHS, EdgeGrid, Quantized, QuantizedLayer
+
+#: the tensor of each plane of packed codes
+STREAMS = {8: "bytes", 4: "nibbles", 2: "pairs", 1: "singles"}
+#: half steps that a zero point may lie below 2^width
+MOST_SPARE = 15
+_KNOWN = {"grid", "scale", "bias", "edge_scale", "program", *STREAMS.values()}
+
+
+def may_grow_to(packed: Sized) -> int:
+    """Bytes that a compressed program may have: ours are some ten times what they take."""
+    return 16 * len(packed) + 4096
+
+
+@dataclass(frozen=True)
+class Program:
+    """The JSON of `program`.
+
+    Attributes:
+        graph: of :func:`bitwright.network.program.to_json`.
+        layers: first node that calls it, then the weight's shape.
+        edges: node, group, whether nothing below zero occurs, and the ceiling if there is one.
+        grids: zero point and width of each group with a grid, in the order of `edge_scale`.
+        groups: the groups that have one.
+        input: shape of one row.
+        skipped: layers left in float.
+    """
+
+    graph: tuple[Any, ...]
+    layers: tuple[tuple[int, ...], ...]
+    edges: tuple[tuple[int, int, bool, float | None], ...]
+    grids: tuple[tuple[int, int], ...]
+    groups: tuple[int, ...]
+    input: tuple[int, ...]
+    skipped: tuple[str, ...]
+
+
+def _inflated(content: np.ndarray, limit: int, what: str) -> bytes:
+    """At most `limit` bytes of a zlib stream that is whole and has nothing behind it."""
+    engine = zlib.decompressobj()
+    text = engine.decompress(content.tobytes(), limit)
+    if engine.unconsumed_tail or not engine.eof or engine.unused_data:
+        raise ValueError(f"its {what} is longer than it may be, or cut off")
+    return text
+
+
+def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
+    """The network that an artefact's tensors hold.
+
+    Raises:
+        ValueError: they do not fit together; the message says where.
+        BitwrightError: the program is not one of ours.
+    """
+    missing = {"grid", "scale", "bias", "program"} - set(tensors)
+    strange = [name for name in tensors if name not in _KNOWN and name[:2] != "f:"]
+    if missing or strange:
+        raise ValueError(f"it lacks {sorted(missing)} and has unknown {strange[:3]!r:.100}")
+    for name in ("grid", "program", *STREAMS.values()):
+        if name in tensors and (tensors[name].dtype != np.uint8 or tensors[name].ndim != 1):
+            raise ValueError(f"its {name} is no row of bytes")
+    packed = tensors["program"]
+    text = _inflated(packed, may_grow_to(packed), "program")
+    program: Program = decode(Program, parse(text, "its program"), "program")
+    shapes = _shapes(program)
+    layers = _layers(shapes, tensors)
+    parameters = {
+        name[2:]: torch.from_numpy(np.array(value))
+        for name, value in tensors.items()
+        if name.startswith("f:")
+    }
+    free = set(parameters)
+    for weight, bias, shape in shapes:
+        stored = layers[weight.removesuffix(".weight")]
+        parameters[weight] = stored.matrix().reshape(shape)
+        parameters[bias] = stored.bias
+    module = from_json(program.graph, parameters, program.input)
+    reads = {n.target for n in module.graph.nodes if n.op == "get_attr"}
+    if not free <= reads:
+        raise ValueError(f"nothing reads {sorted(free - reads)[0][:80]!r}")
+    network = describe(module, program.input, program.skipped)
+    if [(la.weight, la.bias, la.shape) for la in network.layers] != shapes:
+        raise ValueError("its layers are not those of its program")
+    network = replace(network, edges=tuple(_edges(program, network)))
+    return Quantized(network, layers, _grids(program, tensors))
+
+
+def _shapes(program: Program) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Weight, bias and the weight's shape of each layer, from the nodes that call them."""
+    found = []
+    for place, *shape in program.layers:
+        if not 0 <= place < len(program.graph):
+            raise ValueError(f"its layer at {place} is not in its program")
+        if len(shape) < 2 or min(shape) < 1:
+            raise ValueError("its layers have shapes without weights")
+        _, _, (_, weight, bias, *_), *_ = program.graph[place]
+        found.append((str(weight["p"]), str(bias["p"]), tuple(shape)))
+    names = [name for weight, bias, _ in found for name in (weight, bias)]
+    if len(set(names)) < len(names):
+        raise ValueError("two of its layers share a parameter")
+    return found
+
+
+def _layers(
+    shapes: list[tuple[str, str, tuple[int, ...]]], tensors: dict[str, np.ndarray]
+) -> dict[str, QuantizedLayer]:
+    """What is stored of each layer, by name."""
+    rows = [shape[0] for _, _, shape in shapes]
+    fans = [math.prod(shape[1:]) for _, _, shape in shapes]
+    for name, kinds in (("scale", ("float16", "float32")), ("bias", ("float32",))):
+        value = tensors[name]
+        if value.dtype.name not in kinds or value.shape != (sum(rows),):
+            raise ValueError(f"its {name} is {value.dtype} {value.shape} for {sum(rows)} channels")
+        if not np.isfinite(value).all():
+            raise ValueError(f"its {name} holds NaN or infinite numbers")
+    if not (tensors["scale"] > 0).all():
+        raise ValueError("its scales are not all positive")
+    symbols = np.frombuffer(_inflated(tensors["grid"], sum(rows) + 1, "grid"), np.uint8)
+    if len(symbols) != sum(rows):
+        raise ValueError(f"widths of {len(symbols)} channels do not fit {sum(rows)}")
+    bits = torch.from_numpy((symbols % 16).astype(np.int64))
+    zero = 2**bits - torch.from_numpy((symbols // 16).astype(np.int64))
+    if not bool(fits_container(bits, zero).all()):
+        raise ValueError("widths or zero points do not fit the 8-bit container")
+    scale = torch.from_numpy(tensors["scale"].astype(np.float32))
+    bias = torch.from_numpy(np.array(tensors["bias"]))
+    widths = [b.numpy() for b in bits.split(rows)]
+    codes = _codes(widths, fans, tensors)
+    found = {}
+    cut = [value.split(rows) for value in (bits, scale, zero, bias)]
+    for (weight, _, _), matrix, b, s, z, offset in zip(shapes, codes, *cut, strict=True):
+        grid = Grid(b.clone(), s.clone(), z.clone())
+        found[weight.removesuffix(".weight")] = QuantizedLayer(matrix, grid, offset.clone())
+    return found
+
+
+def _codes(
+    widths: list[np.ndarray], fans: list[int], tensors: dict[str, np.ndarray]
+) -> Iterator[Tensor]:
+    """The codes of one layer after another, uint8 [rows, fan_in]."""
+    counts: dict[int, int] = {}
+    for width, fan_in in zip(widths, fans, strict=True):
+        for b, count in enumerate(np.bincount(width)):
+            if count:
+                counts[b] = counts.get(b, 0) + int(count) * fan_in
+    empty = np.zeros(0, np.uint8)
+    codes = unpack({p: tensors.get(n, empty) for p, n in STREAMS.items()}, counts)
+    start = dict.fromkeys(counts, 0)
+    for width, fan_in in zip(widths, fans, strict=True):
+        matrix = np.zeros((len(width), fan_in), np.uint8)
+        for b in counts:
+            chosen = np.flatnonzero(width == b)
+            size = len(chosen) * fan_in
+            matrix[chosen] = codes[b][start[b] : start[b] + size].reshape(len(chosen), fan_in)
+            start[b] += size
+        yield torch.from_numpy(matrix)
+
+
+def _edges(program: Program, network: Network) -> Iterator[Edge]:
+    """The edges as they were when the file was written."""
+    nodes = [n for n in network.module.graph.nodes if n.op != "get_attr"]
+    for place, group, at_zero, ceiling in program.edges:
+        node = nodes[place] if 0 <= place < len(nodes) else None
+        if node is None or not node.meta.get("is_float"):
+            raise ValueError(f"its edge {place} is no float value of its program")
+        top = math.inf if ceiling is None else ceiling
+        yield Edge(node.name, group, node.meta["row_shape"], at_zero, top)
+
+
+def _grids(program: Program, tensors: dict[str, np.ndarray]) -> dict[int, EdgeGrid]:
+    scale = tensors.get("edge_scale", np.zeros(0, np.float32))
+    known = {group for _, group, _, _ in program.edges}
+    groups, grids = program.groups, program.grids
+    if scale.dtype != np.float32 or not (scale.shape == (len(groups),) == (len(grids),)):
+        raise ValueError("grids of edges do not fit their groups")
+    if list(groups) != sorted(set(groups)) or not known.issuperset(groups):
+        raise ValueError("groups of edges are not those of the edges")
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError("its activations have steps that are not positive numbers")
+    edges = {
+        group: EdgeGrid(float(step), zero, bits)
+        for group, (zero, bits), step in zip(groups, grids, scale, strict=True)
+    }
+    if any(g.bits not in EDGE_WIDTHS or not 0 <= g.zero <= g.top for g in edges.values()):
+        raise ValueError("grids of edges do not fit their widths")
+    return edges
