@@ -90,6 +90,10 @@ Order = Annotated[
     str,
     typer.Option(help="Of fine-tuning: all layers at once, or hawq's (measured no better)."),
 ]
+RefitHead = Annotated[
+    bool,
+    typer.Option(help="Refit the classifier at last, kept only where held-out rows gain."),
+]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
     list[str] | None,
@@ -110,11 +114,14 @@ _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
     "max_bops", "max_latency", "profile", "score", "rounding", "batch", "processes",
+    "refit_head",
 )  # fmt: skip
 
 
-def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable[..., None]:
-    """A command with the options of a run that does `act` on it."""
+def _stage(
+    help_text: str, act: Callable[[Any, Console, str], None], **fixed: Any
+) -> Callable[..., None]:
+    """A command with the options of a run that does `act` on it; `fixed` ones are not asked for."""
 
     def command(
         context: typer.Context,
@@ -143,12 +150,13 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         max_latency: MaxLatency = None,
         profile: ProfileFile = None,
         rounding: Rounding = "nearest",
+        refit_head: RefitHead = False,
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
         if model is None and task is None:
             given = _remembered(out, given, _typed(context))
-        _perform(given, out, quiet, act)
+        _perform(given | fixed, out, quiet, act)
 
     command.__doc__ = help_text
     return command
@@ -225,7 +233,7 @@ def _remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, 
     """
     path = out / "run.json"
     try:
-        found = json.loads(path.read_text())
+        found = {"refit_head": False} | json.loads(path.read_text())  # runs older than that option
         kept = {k: found[k] for k in _REMEMBERED if k not in typed}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BitwrightError(
@@ -246,6 +254,8 @@ def _may_be(name: str, value: object) -> bool:
     """Whether an option can have this value."""
     if name in ("epochs", "seed", "evaluations", "batch", "processes", "calibration_rows"):
         return isinstance(value, int) and not isinstance(value, bool)
+    if name == "refit_head":
+        return isinstance(value, bool)
     if name == "skip":
         return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     if name in ("max_drop", "max_kl"):
@@ -305,6 +315,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             max_latency=given["max_latency"],
             profile=given["profile"],
             rounding=given["rounding"],
+            refit_head=given["refit_head"],
         )
     )
     if given["task"] is not None:
@@ -475,6 +486,15 @@ def _finetune(run: Any, console: Console, name: str) -> None:
     console.print(str(run.store.path("model.safetensors")), soft_wrap=True)
 
 
+def _refit_head(run: Any, console: Console, name: str) -> None:
+    from bitwright.pipeline.summarize import refit_line
+
+    console.print(refit_line(run))
+    _ = run.onnx
+    for file in ("model.safetensors", "model.onnx"):
+        console.print(str(run.store.path(file)), soft_wrap=True)
+
+
 def _export(run: Any, console: Console, name: str) -> None:
     path = run.onnx
     console.print(f"{path}  {path.stat().st_size:,} bytes", soft_wrap=True)
@@ -506,13 +526,18 @@ _COMMANDS: dict[str, tuple[str, Callable[[Any, Console, str], None]]] = {
     "search": ("Choose the widths.", _search),
     "quantize": ("Round the weights and correct every layer's outputs.", _quantize),
     "finetune": ("Train the quantized network towards the float model's answers.", _finetune),
+    "refit-head": (
+        "Refit the classifier to the float model's answers, write both files.",
+        _refit_head,
+    ),
     "export": ("Write the packed artefact and the ONNX file.", _export),
     "verify": ("Prove the ONNX file equal to the integer reference, tensor by tensor.", _verify),
     "evaluate": ("Judge the file beside float, uniform and layers.", _evaluate),
     "report": ("Write the report.", _compress),
 }
 for _name, (_help, _act) in _COMMANDS.items():
-    app.command(_name, help=_help)(_stage(_help, _act))
+    _fixed = {"refit_head": True} if _act is _refit_head else {}
+    app.command(_name, help=_help)(_stage(_help, _act, **_fixed))
 
 
 def _defaults() -> dict[str, Any]:
@@ -520,7 +545,7 @@ def _defaults() -> dict[str, Any]:
     return dict.fromkeys(_REMEMBERED) | {
         "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
         "evaluations": 150, "batch": 1, "processes": 0, "calibration_rows": 1024, "device": "cpu",
-        "score": "actual-error", "rounding": "nearest",
+        "score": "actual-error", "rounding": "nearest", "refit_head": False,
     }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Settings:
         rounding: one of :data:`ROUNDINGS`.
         epochs: of fine-tuning.
         order: of fine-tuning, one of :data:`ORDERS`: all layers at once, or one after another.
+        refit_head: whether the classifier is refitted at last (:mod:`bitwright.train.head`).
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
         max_drop: largest loss of the metric there, in points (1 point = 0.01).
@@ -73,6 +74,7 @@ class Settings:
     max_latency: str | None = None
     profile: str | None = None
     rounding: str = "nearest"
+    refit_head: bool = False
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -89,6 +91,8 @@ def check_settings(settings: Settings) -> Settings:
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise BitwrightError(f"{name} must be a number, not {value!r}")
+    if not isinstance(settings.refit_head, bool):
+        raise BitwrightError(f"refit_head must be True or False, not {settings.refit_head!r}")
     if not isinstance(settings.overrides, Mapping):
         raise BitwrightError("overrides must map layer names to bounds")
     skip: Any = settings.skip
