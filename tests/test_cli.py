@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -107,6 +108,25 @@ def test_stages_one_by_one_remember_the_options(
     assert 3.9 < float(printed.split(" bits, ")[1].split()[0]) <= 4
     assert call("search", "--out", str(out), "--max-kl", "10", "--quiet") == 0
     assert "1.0000 a weight" in " ".join(capsys.readouterr().out.split())
+
+
+def test_refit_head_goes_on_from_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]):
+    options = json.loads((finished / "run.json").read_text())
+    del options["refit_head"]  # a run that is older than the option
+    (finished / "run.json").write_text(json.dumps(options))
+    before = content(finished)
+    capsys.readouterr()
+    assert call("refit-head", "--out", str(finished), "--quiet") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("head '7' ") and "20 held-out calibration rows" in printed
+    after = content(finished)
+    assert after["tuned.safetensors"] == before["model.safetensors"] != after["model.safetensors"]
+    # remembered by what follows, until it is taken back
+    assert call("verify", "--out", str(finished), "--quiet") == 0
+    assert content(finished)["model.onnx"] == after["model.onnx"]
+    assert call("export", "--out", str(finished), "--no-refit-head", "--quiet") == 0
+    for name in ("model.safetensors", "model.onnx"):
+        assert content(finished)[name] == before[name]
 
 
 def test_progress_is_plain_lines_or_nothing(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -99,6 +99,10 @@ Augment = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="Of the answers that fine-tuning compares.")]
 Rate = Annotated[float, typer.Option(help="Of fine-tuning, relative to each layer's mean step.")]
+RefitHead = Annotated[
+    bool,
+    typer.Option(help="Refit the classifier at last, kept only where held-out rows gain."),
+]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
     list[str] | None,
@@ -119,12 +123,14 @@ _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
     "max_bops", "max_latency", "profile", "score", "rounding", "batch", "processes",
-    "augment", "temperature", "rate", "equalize",
+    "augment", "temperature", "rate", "equalize", "refit_head",
 )  # fmt: skip
 
 
-def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable[..., None]:
-    """A command with the options of a run that does `act` on it."""
+def _stage(
+    help_text: str, act: Callable[[Any, Console, str], None], **fixed: Any
+) -> Callable[..., None]:
+    """A command with the options of a run that does `act` on it; `fixed` ones are not asked for."""
 
     def command(
         context: typer.Context,
@@ -157,12 +163,13 @@ def _stage(help_text: str, act: Callable[[Any, Console, str], None]) -> Callable
         augment: Augment = None,
         temperature: Temperature = 4.0,
         rate: Rate = 1e-3,
+        refit_head: RefitHead = False,
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
         if model is None and task is None:
             given = _remembered(out, given, _typed(context))
-        _perform(given, out, quiet, act)
+        _perform(given | fixed, out, quiet, act)
 
     command.__doc__ = help_text
     return command
@@ -239,7 +246,7 @@ def _remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, 
     """
     path = out / "run.json"
     try:
-        found = json.loads(path.read_text())
+        found = {"refit_head": False} | json.loads(path.read_text())  # runs older than that option
         kept = {k: found[k] for k in _REMEMBERED if k not in typed}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BitwrightError(
@@ -260,15 +267,13 @@ def _may_be(name: str, value: object) -> bool:
     """Whether an option can have this value."""
     if name in ("epochs", "seed", "evaluations", "batch", "processes", "calibration_rows"):
         return isinstance(value, int) and not isinstance(value, bool)
+    if name == "refit_head":
+        return isinstance(value, bool)
     if name == "skip":
         return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     if name in ("max_drop", "max_kl", "temperature", "rate", "equalize"):
-        needed = name in ("temperature", "rate", "equalize")
-        return (
-            isinstance(value, int | float)
-            if needed
-            else value is None or isinstance(value, int | float)
-        )
+        optional = name in ("max_drop", "max_kl")
+        return (optional and value is None) or isinstance(value, int | float)
     return isinstance(value, str) or (
         value is None
         and name not in ("method", "score", "activations", "rounding", "order", "device")
@@ -328,6 +333,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             augment=given["augment"],
             temperature=given["temperature"],
             rate=given["rate"],
+            refit_head=given["refit_head"],
         )
     )
     if given["task"] is not None:
@@ -498,6 +504,15 @@ def _finetune(run: Any, console: Console, name: str) -> None:
     console.print(str(run.store.path("model.safetensors")), soft_wrap=True)
 
 
+def _refit_head(run: Any, console: Console, name: str) -> None:
+    from bitwright.pipeline.summarize import refit_line
+
+    console.print(refit_line(run))
+    _ = run.onnx
+    for file in ("model.safetensors", "model.onnx"):
+        console.print(str(run.store.path(file)), soft_wrap=True)
+
+
 def _export(run: Any, console: Console, name: str) -> None:
     path = run.onnx
     console.print(f"{path}  {path.stat().st_size:,} bytes", soft_wrap=True)
@@ -529,13 +544,18 @@ _COMMANDS: dict[str, tuple[str, Callable[[Any, Console, str], None]]] = {
     "search": ("Choose the widths.", _search),
     "quantize": ("Round the weights and correct every layer's outputs.", _quantize),
     "finetune": ("Train the quantized network towards the float model's answers.", _finetune),
+    "refit-head": (
+        "Refit the classifier to the float model's answers, write both files.",
+        _refit_head,
+    ),
     "export": ("Write the packed artefact and the ONNX file.", _export),
     "verify": ("Prove the ONNX file equal to the integer reference, tensor by tensor.", _verify),
     "evaluate": ("Judge the file beside float, uniform and layers.", _evaluate),
     "report": ("Write the report.", _compress),
 }
 for _name, (_help, _act) in _COMMANDS.items():
-    app.command(_name, help=_help)(_stage(_help, _act))
+    _fixed = {"refit_head": True} if _act is _refit_head else {}
+    app.command(_name, help=_help)(_stage(_help, _act, **_fixed))
 
 
 def _defaults() -> dict[str, Any]:
@@ -544,7 +564,7 @@ def _defaults() -> dict[str, Any]:
         "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
         "evaluations": 150, "batch": 1, "processes": 0, "calibration_rows": 1024, "device": "cpu",
         "score": "actual-error", "rounding": "nearest", "temperature": 4.0, "rate": 1e-3,
-        "equalize": 0.0,
+        "equalize": 0.0, "refit_head": False,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+import bitwright
 from bitwright import Data, Settings, Task, allocate, curvature, quantize
 from bitwright.deploy import artefact
 from bitwright.errors import BitwrightError
@@ -265,6 +266,65 @@ def test_nothing_is_measured_twice(start: Any, monkeypatch: pytest.MonkeyPatch):
                 _ = other.sensitivity
 
 
+def test_a_refitted_head_is_in_the_files_and_can_be_taken_back(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Both ways, and again, nothing that was there is made anew; the bytes are as they were."""
+    names = ("model.safetensors", "model.onnx")
+
+    def files(run: Run) -> list[bytes]:
+        _ = run.onnx
+        return [run.store.path(name).read_bytes() for name in names]
+
+    plain = start(budget="2bit", epochs=1)
+    before = files(plain)
+    refitted = start(budget="2bit", epochs=1, refit_head=True)
+    after = files(refitted)
+    assert refitted.refit is not None and refitted.refit.choice != "kept" and plain.refit is None
+    assert refitted.verification.ok
+    ours, known = (r.quantized.layers for r in (refitted, plain))
+    for name in ("0", "3"):
+        assert torch.equal(ours[name].codes, known[name].codes)
+        assert torch.equal(ours[name].bias, known[name].bias)
+    assert torch.equal(ours["7"].grid.bits, known["7"].grid.bits)
+    assert not torch.equal(ours["7"].bias, known["7"].bias)
+    said = bitwright.load(refitted.folder).quantized.layers["7"]
+    assert torch.equal(said.bias, ours["7"].bias) and torch.equal(said.codes, ours["7"].codes)
+    assert any("head '7' refitted" in note for note in summarize(refitted, "tiny").notes)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr(stages, "finetune", never)
+    assert files(start(budget="2bit", epochs=1)) == before
+    assert files(start(budget="2bit", epochs=1, refit_head=True)) == after
+    monkeypatch.setattr(stages, "refit_head", never)
+    assert files(start(budget="2bit", epochs=1, refit_head=True)) == after
+
+
+def test_a_kill_while_the_head_is_refitted(start: Any, monkeypatch: pytest.MonkeyPatch):
+    before = start(budget="2bit", epochs=1).quantized.layers
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(stages, "refit_head", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _ = start(budget="2bit", epochs=1, refit_head=True).quantized
+    monkeypatch.setattr(stages, "finetune", None)  # is done
+    assert start(budget="2bit", epochs=1, refit_head=True).refit is not None
+    again = start(budget="2bit", epochs=1).quantized.layers
+    assert all(torch.equal(again[n].bias, before[n].bias) for n in before)
+
+
+def test_no_head_to_refit_is_told_before_anything_slow(tmp_path: Path):
+    run = Run(tiny.task(), Settings(refit_head=True, skip=("7",)), tmp_path / "run")
+    with pytest.raises(BitwrightError, match="left in float: 7"):
+        run.check_goal()
+    assert not run.folder.exists()
+
+
 def test_labels_matter_where_the_goal_is_a_metric(start: Any):
     x = tiny.task().calibration
     other = tiny.task(calibration_labels=(tiny.labels_of(x) + 1) % 4)
@@ -321,6 +381,7 @@ def test_too_few_rows(tmp_path: Path):
         {"skip": "0"},
         {"activations": 9},
         {"rounding": "up"},
+        {"refit_head": 1},
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], tmp_path: Path):

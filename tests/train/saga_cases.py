@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import sparse
+from scipy.special import expit, softmax
 
 from bitwright.train.saga import (
     Penalty,
@@ -31,23 +32,61 @@ PENALTIES = {
 }
 
 
+#: classes of multinomial problems
+CLASSES = 3
+
+
 def made(
-    n: int = 30, d: int = 5, loss: str = "squared", seed: int = 0, spread: float = 4.0, **more
-) -> Problem:
-    """Rows of unlike length, a third of their entries 0."""
+    n: int = 30, d: int = 5, loss: str = "squared", seed: int = 0, spread: float = 4.0,
+    own: bool = False, **more,
+) -> Problem:  # fmt: skip
+    """Rows of unlike length, a third of their entries 0; `own`: others for every class."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((n, d)) * rng.uniform(1, spread, (n, 1)) / spread
     rows[rng.random((n, d)) < 1 / 3] = 0
     z = rows @ rng.standard_normal(d) + 0.3 * rng.standard_normal(n)
     y = z if loss == "squared" else rng.uniform(0, 1, n).round(rng.integers(2))
+    if loss == "multinomial":
+        y = softmax(3 * rng.standard_normal((n, CLASSES)), 1)
+        y[: n // 2] = np.eye(CLASSES)[y[: n // 2].argmax(1)]
+    if own:
+        rows = rows[:, :, None] * rng.uniform(0.5, 1.5, CLASSES)
     return Problem(rows, y, loss, **more)
 
 
 def as_sparse(problem: Problem) -> Problem:
     return Problem(
         sparse.csr_array(problem.features), problem.targets, problem.loss, problem.penalty,
-        problem.weights, problem.intercept,
+        problem.weights, problem.intercept, problem.offsets,
     )  # fmt: skip
+
+
+def newton(problem: Problem) -> np.ndarray:
+    """The minimizer with ψ none or L2, by Newton's method on dense matrices."""
+    k = problem.targets.shape[1] if problem.loss == "multinomial" else 1
+    rows = problem.features.toarray() if problem.sparse else problem.features
+    a = rows if rows.ndim == 3 else np.repeat(rows[:, :, None], k, 2)
+    if problem.intercept:
+        a = np.concatenate([a, np.ones((problem.n, 1, k))], 1)
+    x, y = np.zeros(a.shape[1:]), problem.targets.reshape(problem.n, k)
+    offsets = problem.offsets.reshape(problem.n, k)
+    ridge = np.full(a.shape[1], problem.penalty.l2)
+    ridge[rows.shape[1] :] = 0
+    for _ in range(60):
+        z = np.einsum("ijc,jc->ic", a, x) + offsets
+        if problem.loss == "multinomial":
+            p = softmax(z, 1)
+            first, second = p - y, p[:, :, None] * (np.eye(k) - p[:, None])
+        elif problem.loss == "logistic":
+            first, second = expit(z) - y, (expit(z) * expit(-z))[:, :, None]
+        else:
+            first, second = z - y, np.ones((problem.n, 1, 1))
+        gradient = np.einsum("i,ijc,ic->jc", problem.weights, a, first) + ridge[:, None] * x
+        hessian = np.einsum("i,ijc,ice,ile->jcle", problem.weights, a, second, a)
+        hessian = hessian.reshape(x.size, x.size) + np.diag(np.repeat(ridge, k))
+        # of classes, one shift of all biases changes nothing: the least solution
+        x = x - np.linalg.lstsq(hessian, gradient.ravel(), rcond=1e-12)[0].reshape(x.shape)
+    return x.reshape(problem.shape)
 
 
 def _user(problem: Problem) -> Sampling:

@@ -100,8 +100,8 @@ def compress(
             out.
         progress: called with a stage's name and the finished fraction.
         **options: fields of :class:`bitwright.Settings`: method, score, activations, rounding,
-            epochs, order, seed, max_kl, max_drop, overrides, skip, evaluations, batch, processes,
-            calibration_rows, device, max_bops, max_latency, profile.
+            epochs, order, refit_head, seed, max_kl, max_drop, overrides, skip, evaluations, batch,
+            processes, calibration_rows, device, max_bops, max_latency, profile.
 
     Raises:
         BitwrightError: the input is wrong; one line says what, where, and what to do.

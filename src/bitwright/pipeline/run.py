@@ -57,9 +57,12 @@ from bitwright.pipeline.settings import (
 from bitwright.pipeline.store import Store, write_bytes, write_text
 from bitwright.quantize import Quantized
 from bitwright.task import Task, fingerprint, metric_of
-from bitwright.train import Recipe, augment, finetune, hawq_order
+from bitwright.train import Recipe, Refit, augment, finetune, hawq_order, head_of, refit_head
 
-STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
+STAGES = (
+    "preflight", "measure", "search", "quantize", "finetune", "refit-head", "export", "verify",
+    "report",
+)  # fmt: skip
 #: bump when a stage computes something else from the same inputs
 _VERSION = 3
 
@@ -193,6 +196,8 @@ class Run:
         s = self.settings
         if s.max_drop is not None:
             self._labels_and_metric()
+        if s.refit_head:
+            head_of(self.network, self.task.divergence, self.task.class_axis)
         timed = s.max_latency is not None and s.profile is None  # in the folder, later
         if not self._mixed:  # those widths wait for the curvature
             limits = self._bops if timed else self.limits
@@ -596,16 +601,64 @@ class Run:
         self.progress("order layers", 1.0)
         return found
 
+    @property
+    def _finetune_key(self) -> str:
+        return make_key("finetune", self._quantize_key, *self._training)
+
+    @property
+    def _tuned(self) -> Path:
+        """The network before its head is refitted: `tuned.safetensors` once that was done."""
+        key = self._finetune_key
+        for name in ("model.safetensors", "tuned.safetensors"):
+            if self.store.done("finetune", key, name):
+                return self.store.path(name)
+        path = self.store.path("model.safetensors")
+        with self.store.stage("finetune", key, path.name):
+            found = self._finetuned(key) if self.settings.epochs else self.corrected
+            artefact.save(found, path, self._metadata())
+        return path
+
     @cached_property
     def quantized(self) -> Quantized:
-        """Fine-tuned if asked for; `model.safetensors`."""
+        """Fine-tuned and its head refitted if asked for; `model.safetensors`."""
+        return self._own(artefact.load(self._refitted if self.settings.refit_head else self._plain))
+
+    @property
+    def _plain(self) -> Path:
+        """`model.safetensors` without a refitted head."""
         path = self.store.path("model.safetensors")
-        key = make_key("finetune", self._quantize_key, *self._training)
-        if not self.store.done("finetune", key, path.name):
-            with self.store.stage("finetune", key, path.name):
-                found = self._finetuned(key) if self.settings.epochs else self.corrected
-                artefact.save(found, path, self._metadata())
-        return self._own(artefact.load(path))
+        if (tuned := self._tuned) != path:
+            write_bytes(path, tuned.read_bytes())
+        return path
+
+    @property
+    def _refitted(self) -> Path:
+        """`model.safetensors` with a refitted head; what it was before is `tuned.safetensors`."""
+        path = self.store.path("model.safetensors")
+        key = make_key("refit-head", self._finetune_key)
+        if not self.store.done("refit-head", key, path.name):
+            tuned = self.store.path("tuned.safetensors")
+            if (before := self._tuned) != tuned:
+                write_bytes(tuned, before.read_bytes())
+            with self.store.stage("refit-head", key, path.name):
+                found, what = refit_head(
+                    self._own(artefact.load(tuned)),
+                    self.task.calibration[self._drawn[:HEAD_ROWS]],
+                    kind=self.task.divergence,
+                    class_axis=self.task.class_axis,
+                    progress=lambda f: self.progress("refit-head", f),
+                )
+                said = {**self._metadata(), "refit_head": what.to_dict()}
+                artefact.save(found, path, said)
+        return path
+
+    @property
+    def refit(self) -> Refit | None:
+        """What refitting the head has given, if asked for."""
+        if not self.settings.refit_head:
+            return None
+        said = artefact.load(self._refitted).metadata["refit_head"]
+        return Refit(**said)
 
     def _finetuned(self, key: str) -> Quantized:
         """Trained on all rows there are, those that a search is rewarded on among them."""
@@ -646,7 +699,8 @@ class Run:
     def onnx(self) -> Path:
         """The ONNX file of what the artefact holds; `model.onnx`."""
         path = self.store.path("model.onnx")
-        key = make_key("export", self._quantize_key, *self._training)
+        refitted = ("refit-head",) if self.settings.refit_head else ()
+        key = make_key("export", self._quantize_key, *self._training, *refitted)
         quantized = self.quantized
         if not self.store.done("export", key, path.name):
             self.progress("export", 0.0)
@@ -740,6 +794,8 @@ class Run:
 
 #: rows the ranges of activations are taken from
 CALIBRATION_ROWS = 512
+#: rows a head is refitted and judged on: more than `calibration_rows`, at a pass of the network
+HEAD_ROWS = 8192
 
 
 def _computation(network: Network) -> str:

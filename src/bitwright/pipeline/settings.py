@@ -43,6 +43,7 @@ class Settings:
         augment: random changes of images while fine-tuning, as `flip,crop4`; None for none.
         temperature: of the answers that fine-tuning compares.
         rate: of fine-tuning, relative to each layer's mean step.
+        refit_head: whether the classifier is refitted at last (:mod:`bitwright.train.head`).
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
         max_drop: largest loss of the metric there, in points (1 point = 0.01).
@@ -82,6 +83,7 @@ class Settings:
     augment: str | None = None
     temperature: float = 4.0
     rate: float = 1e-3
+    refit_head: bool = False
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -98,6 +100,8 @@ def check_settings(settings: Settings) -> Settings:
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise BitwrightError(f"{name} must be a number, not {value!r}")
+    if not isinstance(settings.refit_head, bool):
+        raise BitwrightError(f"refit_head must be True or False, not {settings.refit_head!r}")
     if not isinstance(settings.overrides, Mapping):
         raise BitwrightError("overrides must map layer names to bounds")
     skip: Any = settings.skip

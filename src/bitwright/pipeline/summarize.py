@@ -135,6 +135,8 @@ def _notes(run: Run) -> tuple[str, ...]:
     notes = [*run.task.notes]
     if run.network.skipped:
         notes.append(f"left in float: {', '.join(run.network.skipped)}")
+    if run.settings.refit_head:
+        notes.append(refit_line(run))
     notes += limit_lines(run)
     if run.limits or run.product is not None:
         notes.append("the frontiers at other sizes leave the bounds beside the budget out")
@@ -154,6 +156,21 @@ def _notes(run: Run) -> tuple[str, ...]:
             "abstract of arXiv 2008.08284 is known to us"
         )
     return tuple(notes)
+
+
+def refit_line(run: Run) -> str:
+    """What refitting the head gave on held-out rows."""
+    found = run.refit
+    assert found is not None
+    rows = f"on {found.held_out} held-out calibration rows"
+    if found.choice == "kept":
+        return (
+            f"head {found.layer!r} kept: no refit surely lowers its KL of {found.before:.4f} {rows}"
+        )
+    return (
+        f"head {found.layer!r} refitted ({found.choice}): KL {found.before:.4f} -> "
+        f"{found.after:.4f}, ± {found.stderr:.4f} on the difference, {rows}"
+    )
 
 
 def limit_lines(run: Run) -> list[str]:

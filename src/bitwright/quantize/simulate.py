@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,19 @@ from bitwright.quantize.correct import Quantized
 from bitwright.quantize.weights import constants
 
 
-def simulate(quantized: Quantized, x: Tensor, *, chunk: int = 64) -> Tensor:
-    """Outputs of the quantized network for the rows `x`, [n, ...], without gradient."""
+def simulate(
+    quantized: Quantized,
+    x: Tensor,
+    *,
+    chunk: int = 64,
+    note: Callable[[Node, tuple[Any, ...]], None] | None = None,
+) -> Tensor:
+    """Outputs of the quantized network for the rows `x`, [n, ...], without gradient.
+
+    Args:
+        quantized: the network; x: [n, ...] rows, `chunk` at a time.
+        note: called with every operation and its arguments before it is computed.
+    """
     group = {e.name: e.group for e in quantized.network.edges}
     edges = quantized.edges
 
@@ -24,6 +36,8 @@ def simulate(quantized: Quantized, x: Tensor, *, chunk: int = 64) -> Tensor:
         return value if grid is None else fake_quantize(value, grid)
 
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if note:
+            note(node, args)
         return edge(node, node.target(*args, **kwargs))  # type: ignore[operator]
 
     weights = constants(quantized.network, quantized.layers)

@@ -88,6 +88,8 @@ def _sets(problem: Problem, sampling: Sets) -> Moments:
 
 
 def _top(problem: Problem, members: Any, theta: Vector) -> float:
+    if problem.features.ndim == 3:
+        return max(_top(one, members, theta) for one in problem.each_output())
     scale = theta * np.sqrt(problem.weights[members])
     rows: Any = problem.features[members]
     gram = rows @ rows.T

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
-from scipy.special import expit, log_expit
+from scipy.special import log_expit, log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -31,6 +31,9 @@ _DENSE_ENTRIES = 1_000_000
 
 class _Linear(BaseEstimator):
     """What both share: `mean_i φ(a_i·w + b, y_i) + l1 ‖w‖₁ + ½ l2 ‖w‖²` over weighted rows."""
+
+    coef_: Any
+    intercept_: Any
 
     def __init__(
         self,
@@ -73,10 +76,27 @@ class _Linear(BaseEstimator):
             f"no sampling {self.sampling!r}; give importance, uniform or a number of rows"
         )
 
-    def _solve(
-        self, rows: Any, y: Vector, loss: str, weights: Vector, begin: Vector | None
-    ) -> tuple[Vector, float]:
-        """The solution, intercept last (0 without one), and its passes."""
+    def _read(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, **how: Any
+    ) -> tuple[Any, Any, Vector]:
+        """Rows, targets and weights as scikit-learn's rules have them."""
+        rows, target = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, **how)
+        weights = _check_sample_weight(
+            sample_weight, rows, dtype=np.float64, ensure_non_negative=True
+        )
+        return rows, target, weights
+
+    def _answers(self, X: Any) -> Any:
+        """`X w + b`, a column for every class."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+        return np.asarray(rows @ self.coef_.T + self.intercept_)
+
+    def _solve(self, rows: Any, y: Vector, loss: str, weights: Vector) -> tuple[Vector, Vector]:
+        """Weights and intercept (0 without one) of what minimizes, `n_iter_` set to its passes.
+
+        Begins at those of before for a warm start, if they have the same shape.
+        """
         kept = weights > 0
         if not kept.any():
             raise BitwrightError("every row's weight is 0; give at least one row a weight")
@@ -91,15 +111,12 @@ class _Linear(BaseEstimator):
         narrow = loss == "squared" and problem.size <= _CURVATURE_COLUMNS
         growth = curvature(problem) if narrow else 0.0
         # relative to the gradient at 0, so that the units of y do not matter
-        zero = np.zeros(problem.size)
-        slope = problem.adjoint(problem.derivatives(problem.forward(zero)))
+        slope = problem.adjoint(problem.derivatives(problem.forward(np.zeros(problem.shape))))
         scale = float(np.linalg.norm(slope)) or 1.0
-        if begin is not None:
-            begin = np.append(begin[:-1], begin[-1] + mean @ begin[:-1])[: problem.size]
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         found = saga(
             problem, self._law(problem, growth), tolerance=self.tol * scale, stop="gradient",
-            max_passes=self.max_passes, curvature=growth, start_from=begin, seed=seed,
+            max_passes=self.max_passes, curvature=growth, start_from=self._begin(problem, mean),
+            seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
         )  # fmt: skip
         if not found.converged:
             warnings.warn(
@@ -108,9 +125,18 @@ class _Linear(BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        x = found.x if self.fit_intercept else np.append(found.x, 0.0)
-        x[-1] -= mean @ x[:-1]
-        return x, found.state.passes
+        self.n_iter_ = np.array([int(np.ceil(found.state.passes))])
+        w, b = problem.split(found.x)
+        return w, (b[0] if self.fit_intercept else np.zeros(problem.shape[1:])) - mean @ w
+
+    def _begin(self, problem: Problem, mean: Vector) -> Vector | None:
+        """The solution of before, for rows that `mean` was taken off; None where there is none."""
+        if not self.warm_start or not hasattr(self, "coef_"):
+            return None
+        w = self.coef_.T.reshape(-1, *problem.shape[1:])
+        b = np.asarray(self.intercept_).reshape(problem.shape[1:]) + mean @ w
+        x = np.concatenate([w, b[None]]) if self.fit_intercept else w
+        return x if x.shape == problem.shape else None
 
 
 def _as_dense(rows: Any) -> Any:
@@ -135,7 +161,7 @@ class SagaRegressor(RegressorMixin, _Linear):
         random_state: of the rows drawn.
 
     Attributes:
-        coef_: [d]. intercept_: b. n_iter_: passes.
+        coef_: [d]. intercept_: b. n_iter_: [1] passes.
     """
 
     coef_: Vector
@@ -143,31 +169,22 @@ class SagaRegressor(RegressorMixin, _Linear):
 
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit; rows of weight 0 are as if they were not there."""
-        rows, target = validate_data(
-            self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True
-        )
-        weights = _check_sample_weight(
-            sample_weight, rows, dtype=np.float64, ensure_non_negative=True
-        )
-        begin = None
-        if self.warm_start and hasattr(self, "coef_"):
-            begin = np.append(self.coef_, self.intercept_)
-        x, passes = self._solve(rows, np.asarray(target, np.float64), "squared", weights, begin)
-        self.coef_, self.intercept_ = x[:-1], float(x[-1])
-        self.n_iter_ = int(np.ceil(passes))
+        rows, target, weights = self._read(X, y, sample_weight, y_numeric=True)
+        w, b = self._solve(rows, np.asarray(target, np.float64), "squared", weights)
+        self.coef_, self.intercept_ = w, float(b)
         return self
 
     def predict(self, X: Any) -> Vector:
         """`X w + b`."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
-        return np.asarray(rows @ self.coef_ + self.intercept_)
+        found: Vector = self._answers(X)
+        return found
 
 
 class SagaClassifier(ClassifierMixin, _Linear):
-    """Logistic regression with L1, L2 and box, by SAGA; more than two classes one against the rest.
+    """Logistic regression with L1, L2 and box, by SAGA; multinomial for more than two classes.
 
-    Minimizes `mean log(1 + exp(z_i)) − y_i z_i + l1 ‖w‖₁ + ½ l2 ‖w‖²`, `z_i = a_i·w + b`.
+    Minimizes `mean log(1 + exp(z_i)) − y_i z_i + l1 ‖w‖₁ + ½ l2 ‖w‖²`, `z_i = a_i·w + b`, of two
+    classes; `mean log Σ_c exp(z_ic) − z_iy + …` with a column of w and a b for each of more.
 
     Args:
         l1, l2, lower, upper: of the regularizer; the intercept has none.
@@ -179,8 +196,7 @@ class SagaClassifier(ClassifierMixin, _Linear):
         random_state: of the rows drawn.
 
     Attributes:
-        classes_: [c]. coef_: [c, d], or [1, d] of the second of two classes. intercept_: [c] or
-        [1]. n_iter_: [c] or [1], passes.
+        classes_: what y held. coef_: [1 or c, d]. intercept_: [1 or c]. n_iter_: [1] passes.
     """
 
     coef_: Vector
@@ -188,36 +204,24 @@ class SagaClassifier(ClassifierMixin, _Linear):
 
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit; rows of weight 0 are as if they were not there."""
-        rows, target = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
+        rows, target, weights = self._read(X, y, sample_weight)
         check_classification_targets(target)
-        weights = _check_sample_weight(
-            sample_weight, rows, dtype=np.float64, ensure_non_negative=True
-        )
         self.classes_, index = np.unique(target, return_inverse=True)
-        if len(self.classes_) < 2:
+        count = len(self.classes_)
+        if count < 2:
             raise ValueError(
                 f"a classifier needs two classes; the data has one class, {self.classes_[0]!r}"
             )
-        wanted = [1] if len(self.classes_) == 2 else range(len(self.classes_))
-        shape = (len(wanted), rows.shape[1])
-        warm = self.warm_start and hasattr(self, "coef_") and self.coef_.shape == shape
-        found, passes = [], []
-        for row, c in enumerate(wanted):
-            begin = np.append(self.coef_[row], self.intercept_[row]) if warm else None
-            target_c = (index == c).astype(np.float64)
-            x, took = self._solve(rows, target_c, "logistic", weights, begin)
-            found.append(x)
-            passes.append(int(np.ceil(took)))
-        solutions = np.array(found)
-        self.coef_, self.intercept_ = solutions[:, :-1].copy(), solutions[:, -1].copy()
-        self.n_iter_ = np.array(passes)
+        if count == 2:
+            w, b = self._solve(rows, index.astype(np.float64), "logistic", weights)
+        else:
+            w, b = self._solve(rows, np.eye(count)[index], "multinomial", weights)
+        self.coef_, self.intercept_ = np.atleast_2d(w.T).copy(), np.atleast_1d(b)
         return self
 
     def decision_function(self, X: Any) -> Vector:
         """`X w + b` of every class, or [n] of the second of two."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
-        z = np.asarray(rows @ self.coef_.T + self.intercept_)
+        z: Vector = self._answers(X)
         return z.ravel() if len(self.classes_) == 2 else z
 
     def predict(self, X: Any) -> Any:
@@ -227,15 +231,12 @@ class SagaClassifier(ClassifierMixin, _Linear):
         return self.classes_[index]
 
     def predict_proba(self, X: Any) -> Vector:
-        """[n, c] probabilities, for more than two classes normalized over one against the rest."""
-        z = self.decision_function(X)
-        p = np.stack([expit(-z), expit(z)], 1) if z.ndim == 1 else expit(z)
-        return np.asarray(p / p.sum(1, keepdims=True))
+        """[n, c] probabilities."""
+        return np.exp(self.predict_log_proba(X))
 
     def predict_log_proba(self, X: Any) -> Vector:
-        """Logarithms of :meth:`predict_proba`, without underflow for two classes."""
+        """Logarithms of :meth:`predict_proba`, without underflow."""
         z = self.decision_function(X)
         if z.ndim == 1:
             return np.stack([log_expit(-z), log_expit(z)], 1)
-        p = log_expit(z)
-        return np.asarray(p - np.logaddexp.reduce(p, axis=1, keepdims=True))
+        return np.asarray(log_softmax(z, axis=1))

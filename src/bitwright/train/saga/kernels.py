@@ -1,4 +1,4 @@
-"""The loops of SAGA, compiled: draws and dense rows (sparse ones: `kernels_sparse`).
+"""The loops of SAGA, compiled: draws and dense rows (sparse ones, several classes: next door).
 
 All work in place on x, the table of scalars and `mean = Σ λ_i table_i a_i`, without Python's lock.
 `x ← prox(x − α (mean + Σ_{i∈S} θ_i λ_i δ_i a_i))`, δ_i = φ'(a_i·x) − table_i, then the table and
@@ -81,7 +81,7 @@ def subsets(n: int, tau: int, uniforms: Any) -> Any:
 
 @_fast
 def dense_singles(
-    rows: Any, y: Any, logistic: bool, intercept: bool, how: Any,
+    rows: Any, y: Any, offsets: Any, logistic: bool, intercept: bool, how: Any,
     members: Any, push: Any, keep: Any, x: Any, table: Any, mean: Any,
 ) -> None:  # fmt: skip
     """One row a step; `push` = θ λ by step, `keep` = λ by row."""
@@ -91,7 +91,7 @@ def dense_singles(
     plain = l1 == 0.0 and lower == -np.inf and upper == np.inf
     for t in range(len(members)):
         i = members[t]
-        z = x[d] if intercept else 0.0
+        z = offsets[i] + (x[d] if intercept else 0.0)
         for j in range(d):
             z += rows[i, j] * x[j]
         new = derivative(logistic, z, y[i])
@@ -116,7 +116,7 @@ def dense_singles(
 
 @_fast
 def dense_sets(
-    rows: Any, y: Any, logistic: bool, intercept: bool, how: Any,
+    rows: Any, y: Any, offsets: Any, logistic: bool, intercept: bool, how: Any,
     starts: Any, members: Any, push: Any, keep: Any, x: Any, table: Any, mean: Any,
 ) -> None:  # fmt: skip
     """A set of rows a step."""
@@ -130,7 +130,7 @@ def dense_sets(
         noise_b = moved_b = 0.0
         for m in range(starts[t], starts[t + 1]):
             i = members[m]
-            z = x[d] if intercept else 0.0
+            z = offsets[i] + (x[d] if intercept else 0.0)
             for j in range(d):
                 z += rows[i, j] * x[j]
             new = derivative(logistic, z, y[i])

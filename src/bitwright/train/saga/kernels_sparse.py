@@ -16,8 +16,8 @@ from bitwright.train.saga.kernels import derivative, exact, prox
 
 @exact
 def sparse_singles(
-    data: Any, columns: Any, edges: Any, y: Any, logistic: bool, intercept: bool, how: Any,
-    members: Any, push: Any, keep: Any, x: Any, table: Any, mean: Any,
+    data: Any, columns: Any, edges: Any, y: Any, offsets: Any, logistic: bool, intercept: bool,
+    how: Any, members: Any, push: Any, keep: Any, x: Any, table: Any, mean: Any,
 ) -> None:  # fmt: skip
     """One sparse row a step, ψ none or L2: untouched entries follow a closed form of the time.
 
@@ -45,7 +45,7 @@ def sparse_singles(
             j = columns[k]
             z += data[k] * pairs[j, 0]
             z_mean += data[k] * pairs[j, 1]
-        new = derivative(logistic, power * (z - total * z_mean) + b, y[i])
+        new = derivative(logistic, power * (z - total * z_mean) + b + offsets[i], y[i])
         delta = new - table[i]
         table[i] = new
         ahead, kept = step * push[t] * delta, keep[i] * delta
@@ -117,8 +117,8 @@ def advance(
 
 @exact
 def sparse_sets(
-    data: Any, columns: Any, edges: Any, y: Any, logistic: bool, intercept: bool, how: Any,
-    starts: Any, members: Any, push: Any, keep: Any, x: Any, table: Any, mean: Any,
+    data: Any, columns: Any, edges: Any, y: Any, offsets: Any, logistic: bool, intercept: bool,
+    how: Any, starts: Any, members: Any, push: Any, keep: Any, x: Any, table: Any, mean: Any,
 ) -> None:  # fmt: skip
     """A set of sparse rows a step, any ψ: an entry catches up when a row next touches it."""
     step, l1, l2, lower, upper = how
@@ -134,7 +134,7 @@ def sparse_sets(
         noise_b = moved_b = 0.0
         for m in range(starts[t], starts[t + 1]):
             i = members[m]
-            z = x[d] if intercept else 0.0
+            z = offsets[i] + (x[d] if intercept else 0.0)
             for k in range(edges[i], edges[i + one]):
                 j = columns[k]
                 if mark[j] != t:

@@ -46,7 +46,7 @@ class Penalty:
         """ψ(x); infinite outside the box."""
         if (x < self.lower).any() or (x > self.upper).any():
             return math.inf
-        return float(self.l1 * np.abs(x).sum() + 0.5 * self.l2 * (x @ x))
+        return float(self.l1 * np.abs(x).sum() + 0.5 * self.l2 * np.vdot(x, x))
 
     def prox(self, v: Vector, step: float) -> Vector:
         """`argmin_x ψ(x) + ‖x − v‖² / (2 step)`."""

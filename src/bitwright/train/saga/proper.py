@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from bitwright.train.saga.penalty import Vector
 from bitwright.train.saga.problem import Problem
 from bitwright.train.saga.samplings import Independent, Indices, Nice, Sets, Singles
 
+#: least probability over the mean one in importance sampling: where l2 is all the curvature there
+#: is, and where f may curve more
+FLOORS = (0.5, 0.9)
+
 
 def uniform(n: int) -> Singles:
     """One row a step, all alike."""
@@ -22,8 +27,8 @@ def uniform(n: int) -> Singles:
 def importance(problem: Problem, curvature: float = 0.0) -> Singles:
     """One row a step, `p_i ∝ λ_i L_i 2/t + 2 μ_ψ + 2 (1 − t) μ_f`: all rows allow the same step.
 
-    L_i = ‖a_i‖²/γ, μ_ψ = l2, μ_f = `curvature`; t as :func:`bitwright.train.saga.step_size` has it
-    (docs/decisions/0015-saga.md).
+    L_i = ‖a_i‖²/γ, μ_ψ = l2, μ_f = `curvature`; t as :func:`bitwright.train.saga.step_size` has it.
+    No row is seen less often than :data:`FLOORS` of the mean (docs/decisions/0015-saga.md).
     """
     from bitwright.train.saga.constants import share_of_coercivity
 
@@ -32,9 +37,20 @@ def importance(problem: Problem, curvature: float = 0.0) -> Singles:
     wanted = 2 / t * problem.weights * problem.squared_norms / problem.gamma
     wanted = wanted + 2 * strong + 2 * (1 - t) * curvature
     # where f curves more than is known, the table's age rules: short rows are visited all the same
-    wanted = np.maximum(wanted, 0.1 * wanted.mean())
+    floor = FLOORS[0] if curvature > 0 or _weakest(problem) <= strong else FLOORS[1]
+    wanted = np.maximum(wanted, floor * wanted.mean())
     total = wanted.sum()
     return Singles(wanted / total) if total > 0 else uniform(problem.n)
+
+
+def _weakest(problem: Problem) -> float:
+    """The least curvature that f could have at 0: of one column by itself, on a thousand rows."""
+    some = slice(None, None, max(1, problem.n // 1000))
+    rows: Any = problem.features[some]
+    squares = rows.multiply(rows) if problem.sparse else rows**2
+    means = np.asarray(squares.mean(0))
+    least = float(means[means > 0].min(initial=math.inf))
+    return least * float(problem.weights.sum()) / problem.gamma
 
 
 def singles(p: ArrayLike) -> Singles:

@@ -38,7 +38,7 @@ class Solution:
     """What was found, and how sure that is.
 
     Args:
-        x: [size] the solution, an intercept last.
+        x: [size] the solution, an intercept last; [size, k] for k classes.
         value: P(x).
         gap: duality gap, an upper bound on P(x) − min P; infinite where no dual point is at hand.
         gradient_map: `‖x − prox(x − α ∇f(x))‖ / α`.
@@ -70,7 +70,7 @@ def saga(
     checkpoint: str | Path | None = None,
     progress: Callable[[State], None] | None = None,
 ) -> Solution:
-    """Minimize `Σ λ_i φ(a_i·x + b, y_i) + ψ(x)`.
+    """Minimize `Σ λ_i φ(a_i·x + b + o_i, y_i) + ψ(x)`.
 
     >>> import numpy as np
     >>> from bitwright.train.saga import Penalty, Problem, uniform
@@ -135,26 +135,30 @@ def _begin(problem: Problem, given: Vector | State | None, checkpoint: str | Pat
         return load_state(checkpoint, problem)
     if not isinstance(given, State):
         return start(problem, given)
-    if given.x.shape != (problem.size,) or given.table.shape != (problem.n,):
+    if given.x.shape != problem.shape or given.table.shape != problem.targets.shape:
         raise BitwrightError("the state to start from is of a problem of another shape")
     return replace(given, x=given.x.copy(), table=given.table.copy(), mean=given.mean.copy())
 
 
 def _kernel(problem: Problem, sampling: Sampling, step: float) -> Callable[[Draw, State], None]:
     """The loop for this kind of rows, sets and regularizer, in place on a state."""
-    from bitwright.train.saga import kernels, kernels_sparse
+    from bitwright.train.saga import kernels, kernels_classes, kernels_sparse
 
     penalty, rows, keep = problem.penalty, problem.features, problem.weights
     how = (step, float(penalty.l1), float(penalty.l2), float(penalty.lower), float(penalty.upper))
-    model = (problem.targets, problem.loss == "logistic", problem.intercept, how)
+    logistic, many = problem.loss == "logistic", problem.loss == "multinomial"
+    model = (problem.targets, problem.offsets, logistic, problem.intercept, how)
     data: tuple[Any, ...] = (rows,)
     if problem.sparse:
         unsigned = np.uint32 if rows.indices.dtype == np.int32 else np.uint64
         if not rows.nnz:  # the loops look ahead at a first entry
             rows = sparse.csr_array(([0.0], [0], np.append(rows.indptr[:-1], 1)), rows.shape)
         data = (rows.data, rows.indices.view(unsigned), rows.indptr.astype(np.uint64))
-    alone = isinstance(sampling, Singles) and (penalty.affine or not problem.sparse)
-    if problem.sparse:
+    alone = isinstance(sampling, Singles) and (penalty.affine or not problem.sparse) and not many
+    if many:
+        classes = kernels_classes
+        loop = classes.sparse_classes if problem.sparse else classes.dense_classes
+    elif problem.sparse:
         loop = kernels_sparse.sparse_singles if alone else kernels_sparse.sparse_sets
     else:
         loop = kernels.dense_singles if alone else kernels.dense_sets

@@ -22,9 +22,9 @@ class State:
     """Everything the next step depends on beside problem, sampling and seed.
 
     Args:
-        x: [size] the iterate.
-        table: [n] the last derivative φ'(a_i·x) seen of every row.
-        mean: [size] `Σ λ_i table_i a_i`.
+        x: [size] the iterate, or [size, k].
+        table: [n] the last derivative φ'(a_i·x) seen of every row, or [n, k].
+        mean: `Σ λ_i table_i a_i`, as x.
         block: blocks of steps done, which the next random numbers are drawn by.
         passes: gradients computed per row so far, the table's first ones included.
         stage: of adaptive restarts: blocks left, blocks at most, gradient map at the last restart.
@@ -55,9 +55,9 @@ def start(problem: Problem, x: Vector | None = None) -> State:
     Raises:
         BitwrightError: x has another shape.
     """
-    found = np.zeros(problem.size) if x is None else np.array(x, dtype=np.float64)
-    if found.shape != (problem.size,):
-        raise BitwrightError(f"x has shape {found.shape}, the problem needs ({problem.size},)")
+    found = np.zeros(problem.shape) if x is None else np.array(x, dtype=np.float64)
+    if found.shape != problem.shape:
+        raise BitwrightError(f"x has shape {found.shape}, the problem needs {problem.shape}")
     w, _ = problem.split(found)
     np.clip(w, problem.penalty.lower, problem.penalty.upper, out=w)
     table = problem.derivatives(problem.forward(found))
@@ -81,9 +81,9 @@ def load_state(path: str | Path, problem: Problem) -> State:
             )  # fmt: skip
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BitwrightError(f"{path} is no state of a SAGA run ({error}); start afresh") from error
-    if state.x.shape != (problem.size,) or state.table.shape != (problem.n,):
+    if state.x.shape != problem.shape or state.table.shape != problem.targets.shape:
         raise BitwrightError(
-            f"{path} is of {len(state.table)} rows and {len(state.x)} entries, the problem has "
-            f"{problem.n} and {problem.size}"
+            f"{path} is of {len(state.table)} rows and {state.x.shape} entries, the problem has "
+            f"{problem.n} and {problem.shape}"
         )
     return state
