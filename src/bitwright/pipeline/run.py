@@ -61,7 +61,7 @@ from bitwright.train import finetune, hawq_order
 
 STAGES = ("preflight", "measure", "search", "quantize", "finetune", "export", "verify", "report")
 #: bump when a stage computes something else from the same inputs
-_VERSION = 3
+_VERSION = 4
 
 Progress = Callable[[str, float], None]
 
@@ -611,6 +611,8 @@ class Run:
                     if self.settings.epochs
                     else (self.corrected, [])
                 )
+                layers = quantize.narrowed(found.network, found.layers, found.edges)
+                found = replace(found, layers=layers)
                 artefact.save(found, path, self._metadata())
         return self._own(artefact.load(path))
 
