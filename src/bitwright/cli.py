@@ -345,7 +345,7 @@ def _compress(run: Any, console: Console, name: str) -> None:
 
 
 def _first(check: Any) -> str:
-    return check.differing[0].name if check.differing else "an output or a convolution not fused"
+    return str(check.differing[0]) if check.differing else "an output or a layer not fused"
 
 
 def _command() -> str:
@@ -488,7 +488,7 @@ def _verify(run: Any, console: Console, name: str) -> None:
         f"{check.qlinear_convolutions} of {check.convolutions} convolutions fused"
     )
     for d in check.differing:
-        console.print(f"  {d.name}: {d.fraction:.3%} of elements differ, by {d.max_step} at most")
+        console.print(f"  {d}", soft_wrap=True, highlight=False, markup=False)
     if not check.ok:
         raise typer.Exit(1)
 

@@ -216,7 +216,11 @@ def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantiz
     assert [d.name for d in found.differing] == sorted(
         (d.name for d in found.differing), key=order.index
     )
-    assert set(found.to_dict()["differing"][0]) == {"name", "fraction", "max_step"}
+    assert first.layer == layer.name and first.reason == ""
+    assert set(found.to_dict()["differing"][0]) == {
+        *("name", "layer", "fraction", "max_step", "where", "expected", "found", "reason")
+    }
+    assert found.differing[1].reason.startswith("follows from ")
 
 
 def test_a_changed_scale_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from bitwright.errors import BitwrightError
 
+#: what a linear layer on integers becomes
+INTEGER_MATMULS = ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+
 
 def session(
     model: Path | bytes, *, threads: int = 0, optimized: Path | None = None
