@@ -67,6 +67,18 @@ def outputs(live: ort.InferenceSession, x: Tensor, chunk: int = 128) -> Tensor:
     return values[0] if len(values) == 1 else torch.cat([v.flatten(1) for v in values], dim=1)
 
 
+def size_bytes(path: Path) -> int:
+    """Of the file and of the data that it keeps beside it."""
+    model = onnx.load(path, load_external_data=False)
+    beside = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in beside)
+
+
 def optimized_operations(model: Path | bytes) -> Counter[str]:
     """How often each operation occurs in the graph the runtime executes."""
     with tempfile.TemporaryDirectory() as folder:

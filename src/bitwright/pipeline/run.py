@@ -701,6 +701,30 @@ class Run:
         self.progress("judge", 1.0)
         return found
 
+    def benchmark(self, threads: int = 1, repeats: int = 200) -> cost.Bench:
+        """Our file beside float and the runtime's own static int8, in turns; `bench.json`."""
+        assert self.task.test is not None
+        _ = self.preflight
+        ours = self.onnx
+        with self.store.timed("bench"), tempfile.TemporaryDirectory() as scratch:
+            files = {"float": self.store.path("float.onnx")}
+            for form in cost.FORMATS:
+                path = Path(scratch) / f"{form}.onnx"
+                rows = self.calibration[:BENCH_ROWS]
+                files[f"static int8, {form}"] = cost.static_int8(
+                    files["float"], rows, path, form=form
+                )
+            files["bitwright"] = ours
+            found = cost.bench(
+                files,
+                self.task.test[:1],
+                threads=threads,
+                repeats=repeats,
+                progress=lambda f: self.progress("bench", f),
+            )
+        write_text(self.store.path("bench.json"), found.to_json())
+        return found
+
     @cached_property
     def frontiers(self) -> tuple[Curve, ...]:
         """The best plans of every size, by layer and by channel; `frontier.json`."""
@@ -722,6 +746,8 @@ class Run:
 
 #: rows the ranges of activations are taken from
 CALIBRATION_ROWS = 512
+#: rows the runtime's own tool takes its ranges from; no time depends on them
+BENCH_ROWS = 32
 
 
 def _computation(network: Network) -> str:
