@@ -374,7 +374,7 @@ def _compress(run: Any, console: Console, name: str) -> None:
 
 
 def _first(check: Any) -> str:
-    return check.differing[0].name if check.differing else "an output or a convolution not fused"
+    return str(check.differing[0]) if check.differing else "an output or a layer not fused"
 
 
 def _command() -> str:
@@ -494,6 +494,43 @@ def _profile(threads: int, repeats: int, run: Any, console: Console, name: str) 
     console.print(str(run.store.path("profile.json")), soft_wrap=True)
 
 
+def _bench(threads: int, repeats: int, run: Any, console: Console, name: str) -> None:
+    found = run.benchmark(threads, repeats)
+    best = min((f for f in found.forms if f.name.startswith("static")), key=lambda f: f.latency_s)
+    table = Table(title=f"{name}: {found.machine}, {repeats} rounds in turns")
+    for column in (
+        "form",
+        "median ms",
+        "p95",
+        "of float",
+        "of int8",
+        "load ms",
+        "bytes",
+        "peak MB",
+        "convs int8",
+    ):
+        table.add_column(column, justify="left" if column == "form" else "right")
+    for form in found.forms:
+        table.add_row(
+            form.name,
+            f"{1e3 * form.latency_s:.3f}",
+            f"{1e3 * form.p95_s:.3f}",
+            f"{form.ratio:.2f}",
+            f"{form.ratio / best.ratio:.2f}",
+            f"{1e3 * form.load_s:.1f}",
+            f"{form.size_bytes:,}",
+            f"{form.peak_bytes / 1e6:.1f}",
+            "{} of {}".format(*form.convolutions),
+        )
+    console.print(table)
+    console.print(
+        f"of int8: of the faster static int8 ({best.name}); load: processor time; peak: of a "
+        "process that loads the file and runs one row, without the runtime itself",
+        soft_wrap=True,
+    )
+    console.print(str(run.store.path("bench.json")), soft_wrap=True)
+
+
 def _quantize(run: Any, console: Console, name: str) -> None:
     _ = run.corrected
     console.print(str(run.store.path("quantized.safetensors")), soft_wrap=True)
@@ -526,7 +563,7 @@ def _verify(run: Any, console: Console, name: str) -> None:
         f"{check.qlinear_convolutions} of {check.convolutions} convolutions fused"
     )
     for d in check.differing:
-        console.print(f"  {d.name}: {d.fraction:.3%} of elements differ, by {d.max_step} at most")
+        console.print(f"  {d}", soft_wrap=True, highlight=False, markup=False)
     if not check.ok:
         raise typer.Exit(1)
 
@@ -628,6 +665,22 @@ def inspect(
         print(json.dumps(inspection.to_data(found), indent=1))
     else:
         print_inspection(Console(highlight=False, markup=False), found)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    out: Out,
+    threads: Threads = 1,
+    repeats: Repeats = 200,
+    quiet: Quiet = False,
+) -> None:
+    """Time the file of a run beside float and the runtime's own static int8; bytes and memory."""
+    for name, value, least in (("--threads", threads, 0), ("--repeats", repeats, 1)):
+        if value < least:
+            raise BitwrightError(f"{name} must be {least} or more, not {value}")
+    given = _remembered(out, _defaults(), _typed(context))
+    _perform(given, out, quiet, partial(_bench, threads, repeats))
 
 
 def main() -> None:

@@ -199,8 +199,8 @@ def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantiz
 
     def change(model: onnx.ModelProto) -> None:
         for tensor, value in constants(model):
-            if value.dtype == np.uint8 and np.array_equal(value, codes):
-                value[0] ^= 0x80
+            if value.dtype == np.int8 and np.array_equal(value.view(np.uint8) ^ 0x80, codes):
+                value[0] ^= -0x80
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
                 return
         raise AssertionError("no such stream")
@@ -216,7 +216,11 @@ def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantiz
     assert [d.name for d in found.differing] == sorted(
         (d.name for d in found.differing), key=order.index
     )
-    assert set(found.to_dict()["differing"][0]) == {"name", "fraction", "max_step"}
+    assert first.layer == layer.name and first.reason == ""
+    assert set(found.to_dict()["differing"][0]) == {
+        *("name", "layer", "fraction", "max_step", "where", "expected", "found", "reason")
+    }
+    assert found.differing[1].reason.startswith("follows from ")
 
 
 def test_a_changed_scale_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):
@@ -276,7 +280,8 @@ def test_the_file_holds_packed_weights(file: Callable[[str], tuple[Quantized, Pa
         for la in quantized.network.layers
     )
     rows = sum(la.rows for la in quantized.network.layers)
-    assert bits / 8 <= sizes["uint8"] <= bits / 8 + 3 + 4 * rows  # streams, offsets, places
+    # streams, offsets, places
+    assert bits / 8 <= sizes["uint8"] + sizes["int8"] <= bits / 8 + 3 + 4 * rows
     assert sizes["float16"] == 2 * rows
     assert sizes.get("float32", 0) < 200  # grids of edges, no weights
     assert {o.domain for o in model.opset_import} == {""}

@@ -25,7 +25,7 @@ from bitwright.cost.table import AtWidth, Row, Timing
 from bitwright.deploy import onnx_file, runtime
 from bitwright.deploy.placeholders import OPSET
 from bitwright.network import Edge, Layer, Network, build
-from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
+from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer, narrowed
 
 #: widths timed, one from each of the packed streams; the last one twice
 WIDTHS = (2, 4, 8)
@@ -104,7 +104,8 @@ def _rounded(network: Network, bits: int, edges: bool = True) -> Quantized:
     """Random codes of that width, drawn alike each time."""
     (layer,) = network.layers
     grids = {e.group: EdgeGrid(1 / 32, 128) for e in network.edges} if edges else {}
-    return Quantized(network, {layer.name: _codes(layer, bits)}, grids)
+    layers = narrowed(network, {layer.name: _codes(layer, bits)}, grids)  # as every plan's are
+    return Quantized(network, layers, grids)
 
 
 def _codes(layer: Layer, bits: int) -> QuantizedLayer:

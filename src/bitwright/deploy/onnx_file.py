@@ -10,170 +10,23 @@ unsigned × signed kernels add pairs in 16 bits and saturate, its unsigned × un
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from bitwright.arith.grid import MAX_BITS
-from bitwright.arith.packing import PLANES, pack, parts
 from bitwright.deploy import onnx_sealed
-from bitwright.deploy.artefact import codes_by_width, rows_by_width
+from bitwright.deploy.builder import Builder, ints, u8
 from bitwright.deploy.integer import integer_bias
-from bitwright.deploy.placeholders import DOMAIN, OPSET, export, with_holes
+from bitwright.deploy.padding import fold_pads, pad_integers
+from bitwright.deploy.placeholders import DOMAIN, export, with_holes
+from bitwright.deploy.reshapes import reshape_integers
+from bitwright.deploy.tidy import tidy
+from bitwright.deploy.unpacking import Container, layer_weights
 from bitwright.network import Layer, Network, fresh_edges
-from bitwright.quantize import EdgeGrid, Quantized
-
-
-class Builder:
-    """Collects nodes and shared constants of a graph under short names."""
-
-    def __init__(self) -> None:
-        self.nodes: list[ir.Node] = []
-        self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-
-    def constant(self, array: np.ndarray) -> ir.Value:
-        """An initializer; equal arrays are stored once."""
-        array = np.array(array, order="C")  # ascontiguousarray would give scalars an axis
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self.constants:
-            self.constants[key] = ir.Value(
-                name=f"c{len(self.constants)}",
-                const_value=ir.tensor(array),
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            )
-        return self.constants[key]
-
-    def op(self, kind: str, *inputs: Any, **attributes: Any) -> ir.Value:
-        """A node with one output; arrays among the inputs become constants."""
-        return self.split(kind, 1, *inputs, **attributes)[0]
-
-    def split(self, kind: str, count: int, *inputs: Any, **attributes: Any) -> Sequence[ir.Value]:
-        """A node with `count` outputs."""
-        values = [self.constant(v) if isinstance(v, np.ndarray) else v for v in inputs]
-        node = ir.node(kind, values, attributes or None, num_outputs=count)
-        self.nodes.append(node)
-        return node.outputs
-
-    def pieces(self, value: ir.Value, sizes: Sequence[int]) -> list[ir.Value]:
-        """`value` cut along axis 0 into pieces of the given sizes (one piece: itself)."""
-        if len(sizes) == 1:
-            return [value]
-        return list(self.split("Split", len(sizes), value, ints(*sizes), axis=0))
-
-    def join(self, values: Sequence[ir.Value]) -> ir.Value:
-        """The values one after another along axis 0."""
-        return values[0] if len(values) == 1 else self.op("Concat", *values, axis=0)
-
-
-def ints(*values: int) -> np.ndarray:
-    """An int64 vector."""
-    return np.array(values, dtype=np.int64)
-
-
-def u8(value: int) -> np.ndarray:
-    """A uint8 scalar."""
-    return np.array(value, dtype=np.uint8)
-
-
-def unpack_chain(build: Builder, quantized: Quantized) -> dict[int, ir.Value]:
-    """Codes of each width in the container's step, flat uint8: `2v` for b ≤ 7, `v` for 8."""
-    codes = codes_by_width(quantized)
-    streams = pack(codes)
-    by_width: dict[int, list[ir.Value]] = {bits: [] for bits in codes if bits < MAX_BITS}
-    for plane in PLANES:
-        users = [bits for bits in by_width if bits & plane]
-        if not users:
-            continue
-        packed = build.constant(streams[plane])
-        columns = []
-        for j in range(8 // plane):
-            shifted = packed
-            if j:
-                shifted = build.op("BitShift", packed, u8(plane * j), direction="RIGHT")
-            if j < 8 // plane - 1:
-                shifted = build.op("BitwiseAnd", shifted, u8(2**plane - 1))
-            columns.append(shifted)
-        sizes = [len(codes[bits]) for bits in users]
-        spare = len(streams[plane]) * (8 // plane) - sum(sizes)
-        values = build.join(columns)
-        cut = build.pieces(values, [*sizes, spare] if spare else sizes)
-        for bits, piece in zip(users, cut, strict=False):
-            shift = dict(parts(bits))[plane] + 1  # one more: the container counts half steps
-            by_width[bits].append(build.op("BitShift", piece, u8(shift), direction="LEFT"))
-    done = {}
-    for bits, pieces in by_width.items():
-        value = pieces[0]
-        for piece in pieces[1:]:
-            value = build.op("BitwiseOr", value, piece)
-        done[bits] = value
-    if MAX_BITS in codes:
-        done[MAX_BITS] = build.constant(streams[MAX_BITS])
-    return done
-
-
-def layer_weights(build: Builder, quantized: Quantized) -> dict[str, tuple[ir.Value, ir.Value]]:
-    """Each layer's container integers (uint8, its shape, zero point 128) and its row scales."""
-    members = rows_by_width(quantized)
-    flat = unpack_chain(build, quantized)
-    pieces: dict[str, list[ir.Value]] = {layer.name: [] for layer in quantized.network.layers}
-    order: dict[str, list[np.ndarray]] = {layer.name: [] for layer in quantized.network.layers}
-    for bits, rows in members.items():
-        cut = build.pieces(flat[bits], [len(r) * layer.fan_in for layer, r in rows])
-        for (layer, r), piece in zip(rows, cut, strict=True):
-            pieces[layer.name].append(piece)
-            order[layer.name].append(r)
-    layers = quantized.network.layers
-    scales, offsets = _row_vectors(build, quantized)
-    places = _row_places(build, layers, order)
-    found = {}
-    for layer, scale, offset in zip(layers, scales, offsets, strict=True):
-        matrix = build.op("Reshape", build.join(pieces[layer.name]), ints(layer.rows, layer.fan_in))
-        if layer.name in places:
-            matrix = build.op("Gather", matrix, places[layer.name], axis=0)
-        matrix = build.op("Add", matrix, offset)
-        if len(layer.shape) > 2:
-            matrix = build.op("Reshape", matrix, ints(*layer.shape))
-        found[layer.name] = (matrix, scale)
-    return found
-
-
-def _row_vectors(build: Builder, quantized: Quantized) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Scales float32 [rows] and offsets uint8 [rows, 1] of each layer, one constant for all."""
-    layers = quantized.network.layers
-    grids = [quantized.layers[layer.name].grid for layer in layers]
-    scale = np.concatenate([g.scale.numpy() for g in grids])
-    wide = np.concatenate([(g.bits == MAX_BITS).numpy() for g in grids])
-    zero = np.concatenate([g.zero.numpy() for g in grids])
-    scale = np.where(wide, scale, scale / 2).astype(np.float32)
-    if np.array_equal(scale.astype(np.float16).astype(np.float32), scale):
-        value = build.op("Cast", build.constant(scale.astype(np.float16)), to=ir.DataType.FLOAT)
-    else:
-        value = build.constant(scale)
-    rows = [layer.rows for layer in layers]
-    offset = np.where(wide, 0, 128 - zero).astype(np.uint8)[:, None]
-    return build.pieces(value, rows), build.pieces(build.constant(offset), rows)
-
-
-def _row_places(
-    build: Builder, layers: Sequence[Layer], order: dict[str, list[np.ndarray]]
-) -> dict[str, ir.Value]:
-    """For layers whose rows were sorted by width: where each row lies, int32 [rows]."""
-    mixed = [la for la in layers if len(order[la.name]) > 1]
-    mixed = [la for la in mixed if (np.diff(np.concatenate(order[la.name])) < 0).any()]
-    if not mixed:
-        return {}
-    places = [np.argsort(np.concatenate(order[la.name])) for la in mixed]
-    joined = np.concatenate(places)
-    narrow = joined.astype(np.uint8 if joined.max() < 256 else np.uint16)
-    if joined.max() >= 65536:
-        narrow = joined.astype(np.int32)
-    value = build.op("Cast", build.constant(narrow), to=ir.DataType.INT32)
-    cut = build.pieces(value, [la.rows for la in mixed])
-    return {layer.name: piece for layer, piece in zip(mixed, cut, strict=True)}
+from bitwright.quantize import EdgeGrid, Quantized, exposed
 
 
 def build_model(quantized: Quantized) -> ir.Model:
@@ -194,7 +47,8 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
     network = quantized.network
     graph = model.graph
     build = Builder()
-    weights = layer_weights(build, quantized)
+    unsigned = exposed(network, quantized.layers, quantized.edges)
+    weights = layer_weights(build, quantized, unsigned)
     ready = _constant_weights(build, quantized, weights)
     grids = {e.name: quantized.edges[e.group] for e in network.edges if e.group in quantized.edges}
     narrow = _narrow(quantized)
@@ -216,12 +70,12 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
         graph.insert_before(node, build.nodes)
         _replace(graph, node.outputs[0], value)
         graph.remove(node, safe=True)
-    for node in [n for n in graph if n.op_type == "Clip" and not n.outputs[0].uses()]:
-        graph.remove(node)  # what stood in front of a narrow grid
+    fold_pads(graph)
+    reshape_integers(graph)
     graph.insert_before(graph[0], head)
     for value in build.constants.values():
         graph.initializers[value.name] = value  # type: ignore[index]
-    _tidy(model)
+    tidy(model)
     return model
 
 
@@ -237,20 +91,21 @@ def _narrow(quantized: Quantized) -> set[str]:
 
 
 def _behind_clip(value: ir.Value, grid: EdgeGrid) -> ir.Value:
-    """What a clip clips, where all of the grid that follows lies within it.
-
-    The runtime would leave it standing between a layer and its rescaling, as 255 steps of a narrow
-    grid reach beyond it.
-    """
+    """What a clip clips, where all of the grid that follows lies within it: saturation does it."""
     node = value.producer()
-    if node is None or node.op_type != "Clip" or node.inputs[0] is None:
+    if node is None or node.op_type not in ("Clip", "Relu") or node.inputs[0] is None:
         return value
-    ends = [None if v is None else ir.convenience.get_const_tensor(v) for v in node.inputs[1:3]]
-    low, high = (None if e is None else float(e.numpy()) for e in [*ends, None, None][:2])
+    low, high = (0.0, None) if node.op_type == "Relu" else _clip_ends(node)
     inside = (low is None or low <= -grid.zero * grid.scale) and (
         high is None or (grid.top - grid.zero) * grid.scale <= high
     )
     return node.inputs[0] if inside else value
+
+
+def _clip_ends(node: ir.Node) -> tuple[float | None, float | None]:
+    ends = [None if v is None else ir.convenience.get_const_tensor(v) for v in node.inputs[1:3]]
+    low, high = (None if e is None else float(e.numpy()) for e in [*ends, None, None][:2])
+    return low, high
 
 
 def _through(build: Builder, value: Any, name: str, grid: EdgeGrid | None, narrow: bool) -> Any:
@@ -258,10 +113,11 @@ def _through(build: Builder, value: Any, name: str, grid: EdgeGrid | None, narro
     if grid is None:
         return value
     step, zero = np.array(grid.scale, np.float32), u8(grid.zero)
-    source = _behind_clip(value, grid) if narrow else value
-    stored = build.op("QuantizeLinear", source, step, zero)
-    if narrow:  # the container saturates at 255 only
-        stored = build.op("Clip", stored, u8(0), u8(grid.top))
+    stored = pad_integers(build, value, step, zero)
+    if stored is None:
+        stored = build.op("QuantizeLinear", _behind_clip(value, grid), step, zero)
+        if narrow:  # the container saturates at 255 only
+            stored = build.op("Clip", stored, u8(0), u8(grid.top))
     stored.name = f"{name}.q"
     return build.op("DequantizeLinear", stored, step, zero)
 
@@ -285,31 +141,45 @@ def _input_dtype(network: Network) -> Any:
 
 
 def _constant_weights(
-    build: Builder, quantized: Quantized, weights: dict[str, tuple[ir.Value, ir.Value]]
+    build: Builder, quantized: Quantized, weights: Mapping[str, Container]
 ) -> dict[str, ir.Value]:
     """Dequantized weights: DequantizeLinear where integer kernels follow, else plain arithmetic.
 
     With float activations nothing fuses with a DequantizeLinear and the runtime would repeat it at
-    every call; a Cast, Sub and Mul it folds at load.
+    every call; a Cast and a Mul it folds at load.
     """
     layers = quantized.network.layers
-    rows = sum(layer.rows for layer in layers)
     ready = {}
     if quantized.edges:
-        zeros = build.op("Expand", u8(128).reshape(1), ints(rows))
-        for layer, zero in zip(
-            layers, build.pieces(zeros, [la.rows for la in layers]), strict=True
-        ):
-            matrix, scale = weights[layer.name]
-            ready[layer.name] = build.op("DequantizeLinear", matrix, scale, zero, axis=0)
+        zeros = _zero_points(build, layers, weights)
+        for layer in layers:
+            held = weights[layer.name]
+            zero = zeros[layer.name]
+            ready[layer.name] = build.op(
+                "DequantizeLinear", held.integers, held.scale, zero, axis=0
+            )
         return ready
     for layer in layers:
-        matrix, scale = weights[layer.name]
-        values = build.op("Cast", matrix, to=ir.DataType.FLOAT)
-        values = build.op("Sub", values, np.array(128, np.float32))
+        held = weights[layer.name]
+        values = build.op("Cast", held.integers, to=ir.DataType.FLOAT)
         shape = ints(layer.rows, *[1] * (len(layer.shape) - 1))
-        ready[layer.name] = build.op("Mul", values, build.op("Reshape", scale, shape))
+        ready[layer.name] = build.op("Mul", values, build.op("Reshape", held.scale, shape))
     return ready
+
+
+def _zero_points(
+    build: Builder, layers: Sequence[Layer], weights: Mapping[str, Container]
+) -> dict[str, ir.Value]:
+    """The zero point of each layer's rows, of the integers' type; one constant for each type."""
+    found: dict[str, ir.Value] = {}
+    for zero, kind in ((0, np.int8), (128, np.uint8)):
+        members = [layer for layer in layers if weights[layer.name].zero == zero]
+        if members:
+            rows = [layer.rows for layer in members]
+            whole = build.op("Expand", np.array([zero], kind), ints(sum(rows)))
+            cut = build.pieces(whole, rows)
+            found |= {layer.name: piece for layer, piece in zip(members, cut, strict=True)}
+    return found
 
 
 def _bias(
@@ -317,8 +187,8 @@ def _bias(
     quantized: Quantized,
     layer: Layer,
     call: str,
-    weights: dict[str, tuple[ir.Value, ir.Value]],
-    grids: dict[str, EdgeGrid],
+    weights: Mapping[str, Container],
+    grids: Mapping[str, EdgeGrid],
 ) -> ir.Value:
     """The bias of one call: int32 in steps of input scale × weight scale, or float."""
     node = next(n for n in quantized.network.module.graph.nodes if n.name == call)
@@ -326,59 +196,8 @@ def _bias(
     stored = quantized.layers[layer.name]
     if grid is None:
         return build.constant(stored.bias.numpy())
-    step = build.op("Mul", weights[layer.name][1], np.array(grid.scale, np.float32))
+    step = build.op("Mul", weights[layer.name].scale, np.array(grid.scale, np.float32))
     return build.op("DequantizeLinear", integer_bias(stored, grid).numpy(), step, axis=0)
-
-
-def _tidy(model: ir.Model) -> None:
-    """Short names, no shapes of intermediate values, no metadata: bytes that carry nothing."""
-    graph = model.graph
-    model.metadata_props.clear()
-    graph.metadata_props.clear()
-    model.opset_imports.clear()
-    model.opset_imports[""] = OPSET
-    model.producer_name, model.producer_version = "bitwright", None
-    model.doc_string = graph.doc_string = None
-    graph.name = "main"
-    inputs, outputs = list(graph.inputs), list(graph.outputs)
-    for i, value in enumerate(inputs):
-        value.name = "input" if len(inputs) == 1 else f"input{i}"
-    keep = {id(v) for v in [*inputs, *outputs]}
-    count = 0
-    for node in graph:
-        node.name = None
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if id(value) in keep:
-                continue
-            value.shape, value.type = None, None
-            if not (value.name or "").endswith(".q"):
-                value.name = _short(count)
-                count += 1
-    for i, value in enumerate(outputs):
-        value.name = "output" if len(outputs) == 1 else f"output{i}"
-    used = {id(v) for node in graph for v in node.inputs}
-    for name, value in list(graph.initializers.items()):
-        if id(value) not in used:
-            del graph.initializers[name]
-    values = list(graph.initializers.values())
-    graph.initializers.clear()
-    for i, value in enumerate(values):
-        value.name = f"_{_short(i)}"
-        value.metadata_props.clear()
-        graph.initializers[value.name] = value
-
-
-def _short(number: int) -> str:
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    text = ""
-    number += 1
-    while number:
-        number, rest = divmod(number - 1, len(letters))
-        text = letters[rest] + text
-    return text
 
 
 def save(quantized: Quantized, path: Path) -> None:

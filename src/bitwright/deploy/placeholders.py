@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from bitwright.errors import BitwrightError
-from bitwright.network import Network
+from bitwright.network import Layer, Network
 from bitwright.network.ops import aten, is_mean_over_space
 
 DOMAIN = "bitwright.hole"
@@ -81,6 +82,21 @@ def _lower_pool(x: Any, output_size: Any) -> Any:
     return opset18.GlobalAveragePool(x)
 
 
+def _lower_gelu(x: Any, approximate: str = "none") -> Any:
+    """In the order of operations that runtimes know as GELU."""
+    half, one = opset18.Constant(value_float=0.5), opset18.Constant(value_float=1.0)
+    if approximate == "tanh":
+        cubic = opset18.Mul(
+            opset18.Constant(value_float=0.044715), opset18.Mul(x, opset18.Mul(x, x))
+        )
+        inner = opset18.Mul(
+            opset18.Constant(value_float=(2 / math.pi) ** 0.5), opset18.Add(x, cubic)
+        )
+        return opset18.Mul(opset18.Mul(x, opset18.Add(opset18.Tanh(inner), one)), half)
+    inner = opset18.Erf(opset18.Div(x, opset18.Constant(value_float=2**0.5)))
+    return opset18.Mul(opset18.Mul(x, opset18.Add(inner, one)), half)
+
+
 def with_holes(network: Network, edges: bool) -> GraphModule:
     """A copy of the graph that reads `bitwright::weight` and passes edges through `::edge`.
 
@@ -105,15 +121,47 @@ def with_holes(network: Network, edges: bool) -> GraphModule:
                     (node.args[0], f"{layer.name}@{node.name}", [layer.rows]),
                 )
             node.args = (node.args[0], weight, bias, *node.args[3:])
+        value = _flatten_rows(graph, node, layer) if layer is not None and edges else node
         _pool_instead_of_mean(graph, node)
         if node.name in edge_names:
-            with graph.inserting_after(node):
-                edge = graph.call_function(torch.ops.bitwright.edge.default, (node, node.name))
-            node.replace_all_uses_with(edge, delete_user_cb=lambda u, e=edge: u is not e)
+            with graph.inserting_after(value):
+                edge = graph.call_function(torch.ops.bitwright.edge.default, (value, node.name))
+            _read_instead(value, edge)
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
     return module
+
+
+def _flatten_rows(graph: torch.fx.Graph, node: torch.fx.Node, layer: Layer) -> torch.fx.Node:
+    """A linear layer on [n, …, k] as one on [n·…, k]: only a Gemm becomes an integer kernel.
+
+    The runtime fuses a MatMul of dequantized numbers in some surroundings and not in others; a Gemm
+    always, with its bias. See docs/decisions/0021-linear-layers.md.
+
+    Returns:
+        The node with the layer's result in its own shape.
+    """
+    shape = node.meta["row_shape"]
+    if layer.kind != "linear" or len(shape) < 2:
+        return node
+    source = node.args[0]
+    assert isinstance(source, torch.fx.Node)
+    flat = next((u for u in source.users if u.meta.get("flat_rows")), None)
+    if flat is None:
+        with graph.inserting_after(source):
+            flat = graph.call_function(aten.reshape.default, (source, [-1, layer.fan_in]))
+        flat.meta["flat_rows"] = True
+    node.args = (flat, *node.args[1:])
+    with graph.inserting_after(node):
+        back = graph.call_function(aten.reshape.default, (node, [-1, *map(int, shape)]))
+    _read_instead(node, back)
+    return back
+
+
+def _read_instead(old: torch.fx.Node, new: torch.fx.Node) -> None:
+    """Everything but `new` that reads `old` reads `new`."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
 
 def _pool_instead_of_mean(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
@@ -140,6 +188,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) 
     table: dict[Any, Any] = {
         torch.ops.bitwright.weight.default: _lower_weight,
         torch.ops.bitwright.edge.default: _lower_edge,
+        aten.gelu.default: _lower_gelu,
     }
     try:
         with quiet():

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from bitwright.errors import BitwrightError
 
+#: what a linear layer on integers becomes
+INTEGER_MATMULS = ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+
 
 def session(
     model: Path | bytes, *, threads: int = 0, optimized: Path | None = None
@@ -62,6 +65,18 @@ def outputs(live: ort.InferenceSession, x: Tensor, chunk: int = 128) -> Tensor:
     """All outputs as one tensor, joined as :func:`bitwright.network.join` does."""
     values = [torch.from_numpy(v) for v in run(live, x, chunk=chunk)]
     return values[0] if len(values) == 1 else torch.cat([v.flatten(1) for v in values], dim=1)
+
+
+def size_bytes(path: Path) -> int:
+    """Of the file and of the data that it keeps beside it."""
+    model = onnx.load(path, load_external_data=False)
+    beside = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in beside)
 
 
 def optimized_operations(model: Path | bytes) -> Counter[str]:

@@ -15,28 +15,16 @@ import torch
 from torch import Tensor
 
 from bitwright.deploy import runtime
+from bitwright.deploy.differences import Difference, Tally, differences
 from bitwright.deploy.integer import IntegerNetwork, Stored
+from bitwright.errors import BitwrightError
 from bitwright.network import join
 from bitwright.network.network import fused_activation
-from bitwright.quantize import Quantized
+from bitwright.network.ops import aten
+from bitwright.quantize import Quantized, exposed, input_tops
 
 #: operations the runtime approximates or orders differently: one step is no error there
 TOLERATED_FRACTION = 1e-3
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A tensor that is not equal everywhere.
-
-    Attributes:
-        name: of the edge.
-        fraction: of elements that differ.
-        max_step: the largest difference in quantization steps.
-    """
-
-    name: str
-    fraction: float
-    max_step: int
 
 
 @dataclass(frozen=True)
@@ -44,15 +32,17 @@ class Verification:
     """What was compared and how it came out.
 
     Attributes:
-        ok: every integer tensor equal, or at most one step off on at most 0.1 % of its elements,
-            the same class on every row, and every convolution fused whose result is an integer
-            tensor (all of them with 8-bit activations, but one that computes an output).
+        ok: every integer tensor equal, or at most one step off on at most 0.1 % of its elements
+            for a known reason, the same class on every row, and every layer fused whose result is
+            an integer tensor (all of them with 8-bit activations, but one that computes an output).
         rows: compared.
         tensors, equal: integer tensors compared, and equal in every element.
         differing: the others, in the order of the graph; the first is where to look.
         same_class: share of rows with the same largest output.
         output_error: largest absolute difference of an output.
         qlinear_convolutions, convolutions: fused ones in the runtime's graph, and all.
+        integer_linears, linears: calls of linear layers that became integer kernels, and all.
+        unsigned: layers whose weights are unsigned because signed ones could saturate.
         operations: what the runtime executes.
         runtime: its version, and the processor.
     """
@@ -66,12 +56,25 @@ class Verification:
     output_error: float
     qlinear_convolutions: int
     convolutions: int
+    integer_linears: int
+    linears: int
+    unsigned: tuple[str, ...]
     operations: dict[str, int]
     runtime: str
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
         return asdict(self)
+
+
+@dataclass
+class _Comparison:
+    """Running totals over the rows."""
+
+    tallies: dict[str, Tally]
+    same: int = 0
+    error: float = 0.0
+    done: int = 0
 
 
 def verify(
@@ -83,15 +86,16 @@ def verify(
     chunk: int = 64,
     progress: Callable[[float], None] | None = None,
 ) -> Verification:
-    """Compare the ONNX file at `path` with the integer reference of `quantized` on the rows `x`."""
+    """Compare the ONNX file at `path` with the integer reference of `quantized` on the rows `x`.
+
+    Raises:
+        BitwrightError: the file lacks an integer tensor that the network has, or has another shape.
+    """
+    names = compared(quantized)
+    live = runtime.session(with_outputs(path, names))
+    outputs = [o.name for o in live.get_outputs()[: -len(names) or None]]
     reference = IntegerNetwork(quantized)
-    names = [e.name for e in quantized.network.edges if e.group in quantized.edges]
-    live = runtime.session(_with_outputs(path, [f"{n}.q" for n in names]))
-    wanted = [o.name for o in runtime.session(path).get_outputs()]
-    counts = dict.fromkeys(names, 0)
-    sizes = dict.fromkeys(names, 0)
-    steps = dict.fromkeys(names, 0)
-    same, error, done = 0, 0.0, 0
+    total = _Comparison({n: Tally() for n in names})
     for rows in x.split(chunk):
         notes: dict[str, Tensor] = {}
 
@@ -99,36 +103,78 @@ def verify(
             notes[name] = value.q
 
         ours = join(reference.trace(rows, note))
-        answers = runtime.run(live, rows, [*wanted, *(f"{n}.q" for n in names)], chunk)
-        theirs = [torch.from_numpy(v) for v in answers[: len(wanted)]]
+        answers = runtime.run(live, rows, [*outputs, *(f"{n}.q" for n in names)], chunk)
+        theirs = [torch.from_numpy(v) for v in answers[: len(outputs)]]
+        _compare_integers(total, notes, dict(zip(names, answers[len(outputs) :], strict=True)))
         output = join(theirs[0] if len(theirs) == 1 else tuple(theirs))
-        for name, value in zip(names, answers[len(wanted) :], strict=True):
-            gap = np.abs(value.astype(np.int32) - notes[name].numpy().astype(np.int32))
-            counts[name] += int((gap > 0).sum())
-            steps[name] = max(steps[name], int(gap.max(initial=0)))
-            sizes[name] += gap.size
-        error = max(error, float((ours - output).abs().max()))
-        same += _same_class(ours, output, class_axis)
-        done += len(rows)
+        total.error = max(total.error, float((ours - output).abs().max()))
+        total.same += _same_class(ours, output, class_axis)
+        total.done += len(rows)
         if progress:
-            progress(done / len(x))
-    differing = tuple(
-        Difference(n, counts[n] / max(sizes[n], 1), steps[n]) for n in names if counts[n]
+            progress(total.done / len(x))
+    return _conclusion(quantized, path, total)
+
+
+def compared(quantized: Quantized) -> list[str]:
+    """Edges that the file holds as integers, in the order of the graph.
+
+    A padding that only convolutions read is theirs in the file, and no tensor any more.
+    """
+    network = quantized.network
+    nodes = {n.name: n for n in network.module.graph.nodes}
+    convolutions = {n for la in network.layers if la.kind != "linear" for n in la.calls}
+
+    def folded(name: str) -> bool:
+        node = nodes[name]
+        return node.target is aten.pad.default and {u.name for u in node.users} <= convolutions
+
+    stored = [e.name for e in network.edges if e.group in quantized.edges]
+    return [name for name in stored if not folded(name)]
+
+
+def _compare_integers(
+    total: _Comparison, notes: dict[str, Tensor], answers: dict[str, np.ndarray]
+) -> None:
+    for name, value in answers.items():
+        expected = notes[name].numpy()
+        if expected.shape != value.shape:
+            raise BitwrightError(
+                f"tensor {name!r} has shape {value.shape} in the file, {expected.shape} in the "
+                "network: the file is of another network"
+            )
+        total.tallies[name].add(expected, value, total.done)
+
+
+def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verification:
+    network, rows = quantized.network, total.done
+    differing = differences(quantized, total.tallies)
+    close = all(
+        d.max_step <= 1 and d.fraction <= TOLERATED_FRACTION and d.reason for d in differing
     )
     operations = runtime.optimized_operations(path)
-    calls = {name for la in quantized.network.layers if la.kind != "linear" for name in la.calls}
-    close = all(d.max_step <= 1 and d.fraction <= TOLERATED_FRACTION for d in differing)
-    fused = not quantized.edges or operations["QLinearConv"] >= _stored(quantized, calls, names)
+    integer = input_tops(network, quantized.edges)
+    calls = [(la, name) for la in network.layers for name in la.calls]
+    convolutions = [name for la, name in calls if la.kind != "linear"]
+    linears = [name for la, name in calls if la.kind == "linear"]
+    expected = sum(1 for la, _ in calls if la.kind == "linear" and la.name in integer)
+    found = sum(operations[op] for op in runtime.INTEGER_MATMULS)
+    fused = not quantized.edges or (
+        operations["QLinearConv"] >= _stored(quantized, set(convolutions), list(total.tallies))
+        and found >= expected
+    )
     return Verification(
-        ok=close and same == len(x) and fused,
-        rows=len(x),
-        tensors=len(names),
-        equal=len(names) - len(differing),
+        ok=close and total.same == rows and fused,
+        rows=rows,
+        tensors=len(total.tallies),
+        equal=len(total.tallies) - len(differing),
         differing=differing,
-        same_class=same / len(x),
-        output_error=error,
+        same_class=total.same / rows,
+        output_error=total.error,
         qlinear_convolutions=operations["QLinearConv"],
-        convolutions=len(calls),
+        convolutions=len(convolutions),
+        integer_linears=found,
+        linears=len(linears),
+        unsigned=tuple(exposed(network, quantized.layers, quantized.edges)),
         operations=dict(sorted(operations.items())),
         runtime=f"onnxruntime {onnxruntime.__version__} on {platform.machine()}",
     )
@@ -153,10 +199,10 @@ def _stored(quantized: Quantized, calls: set[str], edges: list[str]) -> int:
     return count
 
 
-def _with_outputs(path: Path, names: list[str]) -> bytes:
-    """The model with further values as outputs; what is fused stays fused."""
+def with_outputs(path: Path, names: list[str]) -> bytes:
+    """The model with the integers of these edges as outputs too; what is fused stays fused."""
     model = onnx.load(path)
     for name in names:
-        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(f"{name}.q"))
         model.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     return model.SerializeToString()

@@ -64,7 +64,7 @@ STAGES = (
     "report",
 )  # fmt: skip
 #: bump when a stage computes something else from the same inputs
-_VERSION = 3
+_VERSION = 4
 
 Progress = Callable[[str, float], None]
 
@@ -615,7 +615,7 @@ class Run:
         path = self.store.path("model.safetensors")
         with self.store.stage("finetune", key, path.name):
             found = self._finetuned(key) if self.settings.epochs else self.corrected
-            artefact.save(found, path, self._metadata())
+            artefact.save(_narrowed(found), path, self._metadata())
         return path
 
     @cached_property
@@ -649,7 +649,7 @@ class Run:
                     progress=lambda f: self.progress("refit-head", f),
                 )
                 said = {**self._metadata(), "refit_head": what.to_dict()}
-                artefact.save(found, path, said)
+                artefact.save(_narrowed(found), path, said)
         return path
 
     @property
@@ -773,6 +773,30 @@ class Run:
         self.progress("judge", 1.0)
         return found
 
+    def benchmark(self, threads: int = 1, repeats: int = 200) -> cost.Bench:
+        """Our file beside float and the runtime's own static int8, in turns; `bench.json`."""
+        assert self.task.test is not None
+        _ = self.preflight
+        ours = self.onnx
+        with self.store.timed("bench"), tempfile.TemporaryDirectory() as scratch:
+            files = {"float": self.store.path("float.onnx")}
+            for form in cost.FORMATS:
+                path = Path(scratch) / f"{form}.onnx"
+                rows = self.calibration[:BENCH_ROWS]
+                files[f"static int8, {form}"] = cost.static_int8(
+                    files["float"], rows, path, form=form
+                )
+            files["bitwright"] = ours
+            found = cost.bench(
+                files,
+                self.task.test[:1],
+                threads=threads,
+                repeats=repeats,
+                progress=lambda f: self.progress("bench", f),
+            )
+        write_text(self.store.path("bench.json"), found.to_json())
+        return found
+
     @cached_property
     def frontiers(self) -> tuple[Curve, ...]:
         """The best plans of every size, by layer and by channel; `frontier.json`."""
@@ -796,6 +820,14 @@ class Run:
 CALIBRATION_ROWS = 512
 #: rows a head is refitted and judged on: more than `calibration_rows`, at a pass of the network
 HEAD_ROWS = 8192
+#: rows the runtime's own tool takes its ranges from; no time depends on them
+BENCH_ROWS = 32
+
+
+def _narrowed(found: Quantized) -> Quantized:
+    """What training moved, back within what kernels without VNNI can add."""
+    layers = quantize.narrowed(found.network, found.layers, found.edges)
+    return replace(found, layers=layers)
 
 
 def _computation(network: Network) -> str:

@@ -263,7 +263,7 @@ class Workbench:
         return self._references[rows]
 
     def build(self, plan: Plan) -> Quantized:
-        """Round, then correct."""
+        """Round, widen the steps of rows that kernels could saturate on, then correct."""
         bits = quantize.plan_bits(self.network, plan)
         grids = self.grids(plan)
         if self.rounding == "nearest":
@@ -272,6 +272,7 @@ class Workbench:
             layers = quantize.round_with_feedback(
                 self.network, self.tables, bits, self._feedback_rows(), grids
             )
+        layers = quantize.narrowed(self.network, layers, grids)
         return self._corrected(layers, grids, CORRECTION_ROWS)
 
     def _corrected(

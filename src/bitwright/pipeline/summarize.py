@@ -220,14 +220,12 @@ def _edge_rows(run: Run) -> tuple[EdgeRow, ...]:
 
 
 def _verification(found: Found) -> Verification:
-    reason = "the runtime orders a float operation differently; at most one step"
     return Verification(
         ok=found.ok,
         tensors=found.tensors,
         equal=found.equal,
         differing=tuple(
-            (d.name, d.fraction, d.max_step, reason if d.max_step <= 1 else "unexplained")
-            for d in found.differing
+            (d.name, d.fraction, d.max_step, d.reason or "unexplained") for d in found.differing
         ),
         first_difference=found.differing[0].name if found.differing else None,
         same_class=found.same_class,

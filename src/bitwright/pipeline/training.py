@@ -11,6 +11,7 @@ from torch import nn
 from bitwright.deploy import IntegerNetwork, artefact, onnx_file
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build
+from bitwright.quantize import narrowed
 from bitwright.train import Trainable
 
 
@@ -50,6 +51,9 @@ def prepare(folder: str | Path, model: nn.Module | None = None) -> Trainable:
 def convert(trained: Trainable, out: str | Path) -> IntegerNetwork:
     """Write what was trained: `model.safetensors` and `model.onnx`, with the same bits.
 
+    Steps that training has left so small that kernels could saturate are widened (rows of 7 and 8
+    bits, by a factor of 2 at most).
+
     Args:
         trained: from :func:`prepare`; out: folder, made if it is not there.
 
@@ -63,6 +67,8 @@ def convert(trained: Trainable, out: str | Path) -> IntegerNetwork:
         if not bool(torch.isfinite(value).all()):
             raise BitwrightError(f"{name} is not finite: the training diverged; nothing is written")
     quantized = trained.quantized()
+    layers = narrowed(quantized.network, quantized.layers, quantized.edges)
+    quantized = replace(quantized, layers=layers)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     artefact.save(quantized, folder / "model.safetensors", trained.metadata)

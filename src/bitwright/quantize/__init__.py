@@ -14,6 +14,7 @@ from bitwright.quantize.problem import (
     plan_bits,
     trace_order,
 )
+from bitwright.quantize.saturation import exposed, input_tops, narrowed
 from bitwright.quantize.scores import (
     SCORES,
     Predicted,
@@ -53,12 +54,15 @@ __all__ = [
     "edge_problem",
     "edge_tables",
     "equalized",
+    "exposed",
     "float_moments",
     "float_outputs",
+    "input_tops",
     "layer_eigenvalues",
     "layer_order",
     "layer_ties",
     "mean_bits",
+    "narrowed",
     "plan_bits",
     "predict",
     "round_by_moments",
