@@ -1,0 +1,67 @@
+"""Equality: reference, artefact loaded back, and runtime, tensor by tensor on all test images."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import deploy_networks
+import harness
+
+from bitwright.deploy import agree, artefact, onnx_file, verify
+
+#: rows in a pass: all tensors of all of them are in memory
+CHUNK = 8
+
+
+def equal(rows: harness.Rows, quick: bool) -> None:
+    """Every integer tensor of every network, in the reference, the loaded artefact, the runtime."""
+    names = ["embedded net", "ResNet-20"] if quick else list(deploy_networks.ROSTER)
+    for name in names:
+        case = deploy_networks.case(name)
+        if quick:
+            case = deploy_networks.few(case, 32)
+        with tempfile.TemporaryDirectory() as folder:
+            path, stored = Path(folder) / "model.onnx", Path(folder) / "model.safetensors"
+            onnx_file.save(case.quantized, path)
+            artefact.save(case.quantized, stored, {})
+            loaded = artefact.load(stored).quantized
+            lost = agree(case.quantized, loaded, case.test, chunk=CHUNK)
+            found = verify(
+                loaded,
+                path,
+                case.test,
+                chunk=CHUNK,
+                class_axis=deploy_networks.CLASS_AXIS.get(name, 1),
+            )
+        rows.add(
+            f"integer tensors equal, reference and loaded artefact, {name}, {found.rows} rows",
+            found.tensors - len(lost),
+            f"= {found.tensors}",
+            not lost,
+        )
+        rows.add(
+            f"integer tensors equal, loaded artefact and runtime, {name}, {found.rows} rows",
+            found.equal,
+            f"of {found.tensors}; others one step on at most 0.1 % for a named reason",
+            found.ok,
+            worst_fraction=max((d.fraction for d in found.differing), default=0.0),
+            reasons=sorted({d.reason for d in found.differing}),
+            first_difference=str(found.differing[0]) if found.differing else "",
+            output_error=found.output_error,
+            runtime=found.runtime,
+        )
+        rows.add(
+            f"rows with the same class, {name}",
+            found.same_class,
+            "= 1",
+            found.same_class == 1.0,
+        )
+        rows.add(
+            f"layers on integers, {name}",
+            found.qlinear_convolutions + found.integer_linears,
+            f"= {found.convolutions + found.linears}",
+            found.qlinear_convolutions + found.integer_linears
+            == found.convolutions + found.linears,
+            unsigned=len(found.unsigned),
+        )
