@@ -7,6 +7,7 @@ equality) depends on the mix of widths, not on how well it is chosen.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,19 +62,16 @@ def _perceptron() -> nn.Module:
         torch.manual_seed(0)
         sizes = (784, 512, 512, 10)
         parts: list[nn.Module] = [nn.Flatten()]
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in itertools.pairwise(sizes):
             parts += [nn.Linear(a, b), nn.ReLU()]
         return nn.Sequential(*parts[:-1]).eval()
 
 
 def _digits() -> dict[str, np.ndarray]:
     with np.load(networks.root() / "mnist" / "mnist.npz", allow_pickle=False) as file:
-        names = {n.removesuffix(".npy"): n for n in file.files}
-        kinds = {"train_x": ("train_images", "x_train"), "test_x": ("test_images", "x_test")}
         return {
-            k: file[names[next(n for n in known if n in names)]][:2000, None].astype(np.float32)
-            / 255
-            for k, known in kinds.items()
+            f"{part}_x": file[f"{part}_images"][:2000, None].astype(np.float32) / 255
+            for part in ("train", "test")
         }
 
 
