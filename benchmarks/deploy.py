@@ -1,20 +1,21 @@
-"""Deployment: files as small as they claim, as fast as the runtime's own, and proven equal.
+"""What the exported files weigh, stand and do: `python benchmarks/deploy.py --only PART`.
 
-    python benchmarks/deploy.py [--data-root DIR] [--quick] [--only runtime,…]
-
-Parts: `runtime` (bytes of the ONNX file, fused layers, latency and load time beside float and the
-runtime's own static int8), `equal` (reference, loaded artefact and runtime, tensor by tensor, on
-all test images).
+Each part is a function in a file of its own, `deploy_PART.py`; `runtime NAME` and `equal NAME` are
+one part a network.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import deploy_equal
 import deploy_runtime
 import harness
 
-PARTS = {"runtime": deploy_runtime.runtime, "equal": deploy_equal.equal}
-
+PARTS: dict[str, Callable[[harness.Rows, bool], None]] = {
+    **deploy_runtime.PARTS,
+    **deploy_equal.PARTS,
+}
 
 if __name__ == "__main__":
     harness.run("deploy", __doc__ or "", PARTS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import deploy_networks
+import deploy_cases
 import harness
 
 from bitwright import cost
@@ -15,24 +17,25 @@ from bitwright.deploy import onnx_file
 FASTER_THAN_FLOAT = ("ResNet-20", "MobileNetV2")
 
 
-def runtime(rows: harness.Rows, quick: bool) -> None:
-    """Every network's file at 3 mean bits, against float and the runtime's own static int8."""
-    for name in ["embedded net", "ResNet-20"] if quick else list(deploy_networks.ROSTER):
-        case = deploy_networks.case(name)
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            files = {"float": deploy_networks.float_file(case, place / "float.onnx")}
-            for form in cost.FORMATS:
-                files[form] = cost.static_int8(
-                    files["float"], case.calibration, place / f"{form}.onnx", form=form
-                )
-            files["ours"] = place / "model.onnx"
-            onnx_file.save(case.quantized, files["ours"])
-            found = cost.bench(files, case.test[:1], repeats=30 if quick else 300)
-        _report(rows, name, case, found)
+def runtime(name: str, rows: harness.Rows, quick: bool) -> None:
+    """A network's file at 3 mean bits, against float and the runtime's own static int8."""
+    if quick and name not in deploy_cases.QUICK:
+        return
+    case = deploy_cases.case(name)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        files = {"float": deploy_cases.float_file(case, place / "float.onnx")}
+        for form in cost.FORMATS:
+            files[form] = cost.static_int8(
+                files["float"], case.calibration, place / f"{form}.onnx", form=form
+            )
+        files["ours"] = place / "model.onnx"
+        onnx_file.save(case.quantized, files["ours"])
+        found = cost.bench(files, case.test[:1], repeats=30 if quick else 300)
+    _report(rows, name, case, found)
 
 
-def _report(rows: harness.Rows, name: str, case: deploy_networks.Case, found: cost.Bench) -> None:
+def _report(rows: harness.Rows, name: str, case: deploy_cases.Case, found: cost.Bench) -> None:
     ours = found["ours"]
     best = min((found[form] for form in cost.FORMATS), key=lambda f: f.ratio)
     need = case.need_bytes
@@ -53,7 +56,7 @@ def _report(rows: harness.Rows, name: str, case: deploy_networks.Case, found: co
             f"= {everything} convolutions",
             fused == everything,
         )
-    ratio = ours.ratio / best.ratio
+    ratio = found.ratio("ours", best.name)
     rows.add(
         f"latency of one row over static int8, {name}",
         ratio,
@@ -90,3 +93,8 @@ def _report(rows: harness.Rows, name: str, case: deploy_networks.Case, found: co
         peer_peak_bytes=best.peak_bytes,
         float_peak_bytes=found["float"].peak_bytes,
     )
+
+
+PARTS: dict[str, Callable[[harness.Rows, bool], None]] = {
+    f"runtime {name}": partial(runtime, name) for name in deploy_cases.ROSTER
+}

