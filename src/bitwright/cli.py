@@ -516,7 +516,7 @@ def _bench(threads: int, repeats: int, run: Any, console: Console, name: str) ->
             f"{1e3 * form.latency_s:.3f}",
             f"{1e3 * form.p95_s:.3f}",
             f"{form.ratio:.2f}",
-            f"{form.ratio / best.ratio:.2f}",
+            f"{found.ratio(form.name, best.name):.2f}",
             f"{1e3 * form.load_s:.1f}",
             f"{form.size_bytes:,}",
             f"{form.peak_bytes / 1e6:.1f}",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -69,18 +69,27 @@ class Bench:
         machine: what the seconds depend on.
         repeats: rounds behind each latency.
         forms: in the order given.
+        spent_s: float64 [repeats, forms], seconds of each run; not stored.
     """
 
     machine: Machine
     repeats: int
     forms: tuple[Form, ...]
+    spent_s: np.ndarray = field(repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Form:
         return next(form for form in self.forms if form.name == name)
 
+    def ratio(self, name: str, other: str) -> float:
+        """Median over the rounds of one form's time over another's."""
+        i, j = ([form.name for form in self.forms].index(n) for n in (name, other))
+        return float(np.median(self.spent_s[:, i] / self.spent_s[:, j]))
+
     def to_json(self) -> str:
         """As `bench.json` has it."""
-        return json.dumps(asdict(self), indent=1)
+        said = asdict(self)
+        del said["spent_s"]
+        return json.dumps(said, indent=1)
 
 
 def bench(
@@ -127,7 +136,7 @@ def bench(
             )
         )
         progress(0.7 + 0.3 * (i + 1) / len(files))
-    return Bench(Machine.here(threads), repeats, tuple(forms))
+    return Bench(Machine.here(threads), repeats, tuple(forms), spent)
 
 
 def load_times(files: Sequence[Path], threads: int = 1) -> np.ndarray:

@@ -38,8 +38,8 @@ class Container:
 
 def unpack_chain(
     build: Builder, codes: Mapping[int, np.ndarray], streams: Mapping[int, np.ndarray]
-) -> dict[int, ir.Value]:
-    """The bytes of each width in the container's step, flat int8: `2v` for b ≤ 7, `v` for 8.
+) -> ir.Value:
+    """All bytes in the container's step, flat int8, by width: `2v` for b ≤ 7, `v` for 8.
 
     Codes of 7 and 8 bits come with the top bit turned over, so that their bytes, read as two's
     complement, are `2v − 128` and `v − 128`; nothing overflows anywhere.
@@ -49,17 +49,14 @@ def unpack_chain(
         users = [bits for bits in by_width if bits & plane]
         if not users:
             continue
-        packed = build.constant(streams[plane])
-        columns = []
-        for j in range(8 // plane):
-            # masked first: a runtime that divides (OpenVINO) has no remainder to round
-            column = build.op("BitwiseAnd", packed, u8((2**plane - 1) << plane * j))
-            if j:
-                column = build.op("BitShift", column, u8(plane * j), direction="RIGHT")
-            columns.append(column)
+        places = plane * np.arange(8 // plane, dtype=np.uint8)[:, None]
+        # masked first: a runtime that divides (OpenVINO) has no remainder to round
+        masks = (np.uint8(2**plane - 1) << places).astype(np.uint8)
+        columns = build.op("BitwiseAnd", streams[plane], masks)
+        columns = build.op("BitShift", columns, places, direction="RIGHT")
+        values = build.op("Reshape", columns, ints(-1))
         sizes = [len(codes[bits]) for bits in users]
         spare = len(streams[plane]) * (8 // plane) - sum(sizes)
-        values = build.join(columns)
         cut = build.pieces(values, [*sizes, spare] if spare else sizes)
         for bits, piece in zip(users, cut, strict=False):
             shift = dict(parts(bits))[plane] + 1  # one more: the container counts half steps
@@ -69,10 +66,11 @@ def unpack_chain(
         value = pieces[0]
         for piece in pieces[1:]:
             value = build.op("BitwiseOr", value, piece)
-        done[bits] = build.op("Cast", value, to=ir.DataType.INT8)
+        done[bits] = value
     if MAX_BITS in codes:
-        done[MAX_BITS] = build.constant(streams[MAX_BITS].view(np.int8))
-    return done
+        done[MAX_BITS] = build.constant(streams[MAX_BITS])
+    joined = build.join([done[bits] for bits in sorted(done)])
+    return build.op("Cast", joined, to=ir.DataType.INT8)
 
 
 def layer_weights(
@@ -87,11 +85,11 @@ def layer_weights(
     flat = unpack_chain(build, codes, pack(codes))
     pieces: dict[str, list[ir.Value]] = {layer.name: [] for layer in layers}
     order: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
-    for bits, rows in rows_by_width(quantized).items():
-        cut = build.pieces(flat[bits], [len(r) * layer.fan_in for layer, r in rows])
-        for (layer, r), piece in zip(rows, cut, strict=True):
-            pieces[layer.name].append(piece)
-            order[layer.name].append(r)
+    members = [member for rows in rows_by_width(quantized).values() for member in rows]
+    cut = build.pieces(flat, [len(rows) * layer.fan_in for layer, rows in members])
+    for (layer, rows), piece in zip(members, cut, strict=True):
+        pieces[layer.name].append(piece)
+        order[layer.name].append(rows)
     scales = _row_scales(build, quantized)
     offsets = _row_offsets(build, quantized)
     places = _row_places(build, layers, order)

