@@ -263,15 +263,19 @@ class Workbench:
         return self._references[rows]
 
     def build(self, plan: Plan) -> Quantized:
-        """Round, widen the steps of rows that kernels could saturate on, then correct."""
+        """Round, widen the steps of rows that kernels could saturate on, and correct.
+
+        Error feedback has corrected every layer behind the rounded ones before it, on more rows
+        than the values of all layers at once leave room for.
+        """
         bits = quantize.plan_bits(self.network, plan)
         grids = self.grids(plan)
-        if self.rounding == "nearest":
-            layers = quantize.round_weights(self.network, self.tables, bits)
-        else:
+        if self.rounding == "feedback":
             layers = quantize.round_with_feedback(
                 self.network, self.tables, bits, self._feedback_rows(), grids
             )
+            return Quantized(self.network, quantize.narrowed(self.network, layers, grids), grids)
+        layers = quantize.round_weights(self.network, self.tables, bits)
         layers = quantize.narrowed(self.network, layers, grids)
         return self._corrected(layers, grids, CORRECTION_ROWS)
 
