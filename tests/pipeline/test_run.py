@@ -111,8 +111,10 @@ def test_rounding_by_error_feedback(start: Any):
     )
     stored = fed.corrected.layers
     assert any(not torch.equal(stored[n].codes, rounded[n].codes) for n in stored)
-    used, held = fed.bench._feedback_rows(), fed.bench.held_out()
-    assert len(used) + len(held) == len(fed.calibration)  # none both rounded for and judged on
+    assert len(fed.bench._feedback_rows()) == len(fed.calibration)  # nothing has to judge
+    goal = start(budget=None, max_kl=0.5, activations=None, rounding="feedback")
+    used, held = goal.bench._feedback_rows(), goal.bench.held_out()
+    assert len(used) + len(held) == len(goal.calibration)  # none both rounded for and judged on
     assert fed._search_key != plain._search_key
 
 
