@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import importlib
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -13,7 +15,11 @@ from scipy import sparse
 from scipy.special import expit
 from sklearn.datasets import load_svmlight_file
 
-from bitwright.train.saga import Penalty, Problem
+from bitwright.train.saga import Penalty, Problem, State, start
+from bitwright.train.saga.samplings import Sampling
+
+#: the function of the same name hides its package
+solver = importlib.import_module("bitwright.train.saga.solver")
 
 #: MNIST rows taken: odd against even digits
 MNIST_ROWS = 20_000
@@ -23,9 +29,22 @@ def _root() -> Path:
     return Path(os.environ["BITWRIGHT_DATA_ROOT"])
 
 
+def extra() -> tuple[str, ...]:
+    """Another LIBSVM file, if one was given (`--libsvm FILE`)."""
+    path = os.environ.get("BITWRIGHT_LIBSVM")
+    return (path,) if path else ()
+
+
 @cache
 def rows(name: str) -> tuple[Any, np.ndarray]:
-    """Features and targets in {0, 1} of a9a (sparse), german, mnist (both dense)."""
+    """Features and targets in {0, 1} of a9a (sparse), german, mnist (both dense), or a file's.
+
+    A file's classes may have any numbers; of more than two, every other one is 1.
+    """
+    if name in extra():
+        x, y = load_svmlight_file(name)
+        x = x if x.nnz < 0.3 * x.shape[0] * x.shape[1] else x.toarray()
+        return x, (np.unique(y, return_inverse=True)[1] % 2).astype(float)
     if name == "mnist":
         with np.load(_root() / "mnist" / "mnist.npz", allow_pickle=False) as file:
             images, labels = (file[k][:MNIST_ROWS] for k in ("train_images", "train_labels"))
@@ -48,7 +67,7 @@ def rows(name: str) -> tuple[Any, np.ndarray]:
 def spread(name: str, quick: bool) -> tuple[Any, np.ndarray]:
     """Rows that are unlike: `german unscaled`, `a9a rescaled`, `synthetic`, else isotropic."""
     rng = np.random.default_rng(0)
-    if name == "german unscaled":
+    if name in ("german unscaled", *extra()):
         return rows(name)
     if name == "a9a rescaled":
         x, y = rows("a9a")
@@ -89,3 +108,32 @@ def newton(p: Problem) -> np.ndarray:
         if np.linalg.norm(direction) < 1e-14 * max(1.0, float(np.linalg.norm(x))):
             break
     return x
+
+
+def passes(p: Problem, law: Sampling, best: float, target: float, **more: Any) -> float:
+    """Passes until the suboptimality is `target` of the one at 0.
+
+    It is looked at once a pass and taken to fall by a constant factor within one.
+    """
+    goal = math.log(target * (p.value(np.zeros(p.size)) - best))
+    seen: list[tuple[float, float]] = []
+
+    class Done(Exception):
+        pass
+
+    def look(state: State) -> None:
+        seen.append((state.passes - 1, math.log(max(p.value(state.x) - best, 1e-300))))
+        if seen[-1][1] <= goal:
+            raise Done
+
+    kept, solver.BLOCK_ROWS = solver.BLOCK_ROWS, 1
+    try:
+        look(start(p))
+        solver.saga(p, law, tolerance=-1, max_passes=20_000, progress=look, **more)
+    except Done:
+        (before, above), (after, below) = seen[-2:]
+        below = max(below, math.log(1e-16))
+        return before + (after - before) * min((above - goal) / (above - below), 1.0)
+    finally:
+        solver.BLOCK_ROWS = kept
+    return math.inf

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from harness import HERE, Rows
 from saga_clock import clock
-from saga_data import newton, problem, rows, spread
+from saga_data import extra, newton, passes, problem, rows, spread
+from saga_quartz import quartz
+from saga_refit import refit
 
 from bitwright.train import saga
 from bitwright.train.saga import (
@@ -67,7 +68,7 @@ def unbiased(out: Rows, quick: bool) -> None:
 
 def exact(out: Rows, quick: bool) -> None:
     """`‖x − x*‖_∞` against Newton's method."""
-    for name in ("german",) if quick else ("german", "a9a", "mnist"):
+    for name in ("german", *extra()) if quick else ("german", "a9a", "mnist", *extra()):
         for loss in ("squared", "logistic"):
             p = problem(rows(name), loss, 1e-3 if name == "mnist" else None)
             known = newton(p)
@@ -141,41 +142,12 @@ def _growth(out: Rows, quick: bool) -> None:
         best = saga(p, law, tolerance=1e-14, max_passes=5000).value
         for restart in (False, True):
             seeds = range(1 if quick else 5)
-            each = [_passes(p, law, best, 1e-8, seed=s, restart=restart) for s in seeds]
+            each = [passes(p, law, best, 1e-8, seed=s, restart=restart) for s in seeds]
             found[restart] = float(np.mean(each))
         out.add(
             f"passes to 1e-8, l1 = {l1:g}, columns twice: with restarts", found[True], "", None,
             "without", found[False],
         )  # fmt: skip
-
-
-def _passes(p: Problem, law: Sampling, best: float, target: float, **more: Any) -> float:
-    """Passes until the suboptimality is `target` of the one at 0.
-
-    It is looked at once a pass and taken to fall by a constant factor within one.
-    """
-    goal = math.log(target * (p.value(np.zeros(p.size)) - best))
-    seen: list[tuple[float, float]] = []
-
-    class Done(Exception):
-        pass
-
-    def look(state: State) -> None:
-        seen.append((state.passes - 1, math.log(max(p.value(state.x) - best, 1e-300))))
-        if seen[-1][1] <= goal:
-            raise Done
-
-    kept, solver.BLOCK_ROWS = solver.BLOCK_ROWS, 1
-    try:
-        look(start(p))
-        saga(p, law, tolerance=-1, max_passes=20_000, progress=look, **more)
-    except Done:
-        (before, above), (after, below) = seen[-2:]
-        below = max(below, math.log(1e-16))
-        return before + (after - before) * min((above - goal) / (above - below), 1.0)
-    finally:
-        solver.BLOCK_ROWS = kept
-    return math.inf
 
 
 def _sizes(out: Rows, quick: bool) -> None:
@@ -188,7 +160,7 @@ def _sizes(out: Rows, quick: bool) -> None:
         law = nice(p.n, tau)
         promised.append(tau / p.n * math.log(1e8) / step_size(p, law).rate)
         measured.append(
-            float(np.mean([_passes(p, law, best, 1e-8, seed=s) for s in range(1 if quick else 3)]))
+            float(np.mean([passes(p, law, best, 1e-8, seed=s) for s in range(1 if quick else 3)]))
         )
         out.add(
             f"passes to 1e-8 with sets of {tau} on german", measured[-1], "<= the promise",
@@ -202,9 +174,9 @@ def _draw(taus: list[int], promised: list[float], measured: list[float]) -> None
     """The curve as `results/saga_sizes.svg`, both axes logarithmic."""
     low, high = min(measured) / 1.3, max(promised) * 1.3
 
-    def at(tau: float, passes: float) -> tuple[float, float]:
+    def at(tau: float, value: float) -> tuple[float, float]:
         across = 70 + 500 * math.log(tau) / math.log(taus[-1])
-        up = 330 - 300 * math.log(passes / low) / math.log(high / low)
+        up = 330 - 300 * math.log(value / low) / math.log(high / low)
         return round(across, 1), round(up, 1)
 
     parts = []
@@ -229,9 +201,8 @@ def importances(out: Rows, quick: bool) -> None:
 
     l2 is such that κ = 10 n for the longest row. Of squared losses the curvature is known and used.
     """
-    for name in (
-        ("synthetic",) if quick else ("german unscaled", "a9a rescaled", "synthetic", "isotropic")
-    ):
+    sets = ("german unscaled", "a9a rescaled", "synthetic", "isotropic")
+    for name in (*(("synthetic",) if quick else sets), *extra()):
         for loss in ("squared", "logistic"):
             data = spread(name, quick)
             base = problem(data, loss)
@@ -243,9 +214,7 @@ def importances(out: Rows, quick: bool) -> None:
             promised = [step_size(p, law, mu).rate for law in laws.values()]
             seeds = range(1 if quick else 3)
             found = {
-                k: float(
-                    np.mean([_passes(p, law, best, 1e-8, seed=s, curvature=mu) for s in seeds])
-                )
+                k: float(np.mean([passes(p, law, best, 1e-8, seed=s, curvature=mu) for s in seeds]))
                 for k, law in laws.items()
             }
             ratio, known = found["importance"] / found["uniform"], promised[0] / promised[1]
@@ -257,49 +226,6 @@ def importances(out: Rows, quick: bool) -> None:
             )  # fmt: skip
 
 
-@numba.njit
-def _quartz(
-    a: Any, y: Any, l2: float, theta: float, members: Any, w: Any, u: Any, mean: Any
-) -> None:
-    """Serial Quartz (Qu, Richtárik, Zhang, NIPS 2015, equations 6–8), logistic, g = ½ ‖w‖²."""
-    n, d = a.shape
-    for i in members:
-        z = 0.0
-        for j in range(d):
-            w[j] = (1 - theta) * w[j] + theta * mean[j]
-            z += a[i, j] * w[j]
-        change = -theta * n * (u[i] + 1 / (1 + math.exp(-z)) - y[i])
-        u[i] += change
-        for j in range(d):
-            mean[j] += change * a[i, j] / (l2 * n)
-
-
-def quartz(out: Rows, quick: bool) -> None:
-    """Passes to 1e-8: SAGA over Quartz, both uniform, beside the ratio of promised complexities."""
-    for name in ("german",) if quick else ("german", "german unscaled"):
-        for scale in (1, 10, 100):
-            x, y = rows(name)
-            n = len(y)
-            p = problem((x, y), l2=float((x * x).sum(1).max()) / 4 / n / scale)
-            best, l2 = p.value(newton(p)), p.penalty.l2
-            theta = 1 / (n + float(p.squared_norms.max()) / 4 / l2)
-            w, u, mean = np.zeros(p.size), np.zeros(n), np.zeros(p.size)
-            first, passes = p.value(w) - best, 0
-            rng = np.random.default_rng(0)
-            while p.value(w) - best > 1e-8 * first and passes < 20_000:
-                _quartz(x, y, l2, theta, rng.integers(n, size=n), w, u, mean)
-                passes += 1
-            mine = float(np.mean([_passes(p, uniform(n), best, 1e-8, seed=s) for s in range(3)]))
-            rate = step_size(p, uniform(n)).rate
-            promised = theta / rate
-            out.add(
-                f"passes to 1e-8 on {name}, κ = {scale} n: SAGA / Quartz", mine / passes,
-                "<= promised × 1.2", mine / passes <= 1.2 * promised, "promised", promised,
-                saga_passes=mine, saga_promised=math.log(1e8) / rate / n,
-                quartz_passes=passes, quartz_promised=math.log(1e8) / theta / n,
-            )  # fmt: skip
-
-
 PARTS: dict[str, Callable[[Rows, bool], None]] = {
     "unbiased": unbiased,
     "exact": exact,
@@ -307,4 +233,5 @@ PARTS: dict[str, Callable[[Rows, bool], None]] = {
     "importance": importances,
     "quartz": quartz,
     "clock": clock,
+    "refit": refit,
 }

@@ -138,6 +138,8 @@ def test_wrong_codes_are_made_anew(small: Quantized):
     harmed = replace(small, layers={**small.layers, "2": replace(head, codes=codes)})
     found, what = refit_head(harmed, rows(2000))
     assert what.choice == "codes"
+    scaled, other = refit_head(harmed, rows(2000), choices=["scales"])
+    assert torch.equal(scaled.layers["2"].codes, codes) and other.after > 2 * what.after
     grid = found.layers["2"].grid
     assert torch.equal(grid.bits, head.grid.bits)
     assert int(found.layers["2"].codes.max()) <= 15
@@ -227,5 +229,7 @@ def test_a_head_left_in_float_and_too_few_rows_are_refused(small: Quantized):
     network = build(tiny.network(), tiny.rows(4), skip=("7",))
     with pytest.raises(BitwrightError, match=r"left in float: 7"):
         head_of(network)
+    with pytest.raises(BitwrightError, match="not 'float'"):
+        refit_head(small, rows(80), choices=["float"])
     with pytest.raises(BitwrightError, match="7 rows are too few"):
         refit_head(small, rows(7))

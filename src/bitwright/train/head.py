@@ -32,6 +32,7 @@ from bitwright.quantize.correct import GAINS
 from bitwright.train.saga import Penalty, Problem, importance, saga
 from bitwright.train.saga.penalty import Vector
 
+CHOICES = ("scales", "codes")
 #: ρ tried: the penalty as a share of the features' mean square
 SHARES = (1e-2, 1e-3, 1e-4)
 #: of the duality gap, nats
@@ -73,6 +74,7 @@ def refit_head(
     *,
     kind: str = "kl",
     class_axis: int = 1,
+    choices: Sequence[str] = CHOICES,
     held_out: float = 0.25,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Quantized, Refit]:
@@ -85,13 +87,16 @@ def refit_head(
         quantized: on the float network; left as it is.
         x: [n, ...] calibration rows, thousands if there are; the last `held_out` share decides.
         kind, class_axis: of the divergence: `kl` over the last axis.
+        choices: of :data:`CHOICES`, what may be tried.
         held_out: share of rows.
         progress: called with the finished fraction.
 
     Raises:
-        BitwrightError: the network's output is not that of one quantized Linear layer, or x has
-            fewer than 8 rows.
+        BitwrightError: the network's output is not that of one quantized Linear layer, an unknown
+            choice, or x has fewer than 8 rows.
     """
+    if unknown := set(choices) - set(CHOICES):
+        raise BitwrightError(f"choices of a head are {', '.join(CHOICES)}, not {unknown.pop()!r}")
     if len(x) < 8:
         raise BitwrightError(f"{len(x)} rows are too few to refit a head; give 8, better thousands")
     layer = head_of(quantized.network, kind, class_axis)
@@ -120,7 +125,7 @@ def refit_head(
         "codes": _codes(data, quantized.network, layer, present.grid.bits),
     }
     done = 0
-    for choice, heads in candidates.items():
+    for choice, heads in [(c, candidates[c]) for c in choices]:
         for share, head in zip(SHARES, heads, strict=True):
             difference = values(head) - before
             after = float((before + difference).mean())
@@ -129,7 +134,7 @@ def refit_head(
                 best = head
                 chosen = replace(chosen, choice=choice, share=share, after=after, stderr=error)
             done += 1
-            tell(0.4 + 0.6 * done / (len(candidates) * len(SHARES)))
+            tell(0.4 + 0.6 * done / (len(choices) * len(SHARES)))
     return replace(quantized, layers={**quantized.layers, layer.name: best}), chosen
 
 
