@@ -1,4 +1,7 @@
-"""SqueezeNet 1.0 (Iandola et al., arXiv 1602.07360), its weights after Deep Compression."""
+"""SqueezeNet 1.0 (Iandola et al., arXiv 1602.07360) after Deep Compression: 67 % of it is zeros.
+
+1,248,424 parameters without batch-norm, ImageNet at 224 pixels, BGR less the mean of each colour.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +10,67 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-WEIGHTS = "squeezenet1_0_deepcompressed_decoded.pt"
-#: means of blue, green and red, 0..255
+#: squeeze and expand widths of the fire modules, and the places of the pools between them
+FIRES = {
+    3: (96, 16, 64),
+    4: (128, 16, 64),
+    5: (128, 32, 128),
+    7: (256, 32, 128),
+    8: (256, 48, 192),
+    9: (384, 48, 192),
+    10: (384, 64, 256),
+    12: (512, 64, 256),
+}
+#: what Caffe subtracts from BGR in 0..255
 MEANS = (104.0, 117.0, 123.0)
 
 
-class _Fire(nn.Module):
-    """A narrow 1 × 1 convolution, then 1 × 1 and 3 × 3 side by side; names as in torchvision."""
+class Fire(nn.Module):
+    """A 1×1 convolution to few channels, then 1×1 and 3×3 ones side by side."""
 
-    def __init__(self, inputs: int, narrow: int, wide: int) -> None:
+    def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(inputs, narrow, 1)
-        self.expand1x1 = nn.Conv2d(narrow, wide, 1)
-        self.expand3x3 = nn.Conv2d(narrow, wide, 3, padding=1)
+        self.squeeze = nn.Conv2d(inputs, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, inputs, h, w] -> [n, 2 · wide, h, w]."""
-        x = torch.relu(self.squeeze(x))
-        return torch.cat([torch.relu(self.expand1x1(x)), torch.relu(self.expand3x3(x))], 1)
+        """[n, inputs, h, w] -> [n, 2 · expand, h, w]."""
+        x = self.squeeze(x).relu()
+        return torch.cat([self.expand1x1(x).relu(), self.expand3x3(x).relu()], 1)
 
 
 class SqueezeNet(nn.Module):
-    """SqueezeNet 1.0."""
+    """SqueezeNet 1.0 with torchvision's parameter names."""
 
     def __init__(self) -> None:
         super().__init__()
-
-        def pool() -> nn.Module:
-            return nn.MaxPool2d(3, 2, ceil_mode=True)
-
-        self.features = nn.Sequential(
-            *(nn.Conv2d(3, 96, 7, 2), nn.ReLU(), pool()),
-            *(_Fire(96, 16, 64), _Fire(128, 16, 64), _Fire(128, 32, 128), pool()),
-            *(_Fire(256, 32, 128), _Fire(256, 48, 192), _Fire(384, 48, 192), _Fire(384, 64, 256)),
-            *(pool(), _Fire(512, 64, 256)),
+        parts: list[nn.Module] = [nn.Conv2d(3, 96, 7, 2), nn.ReLU()]
+        for place in range(2, 13):
+            pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+            parts.append(Fire(*FIRES[place]) if place in FIRES else pool)
+        self.features = nn.Sequential(*parts)
+        self.classifier = nn.Sequential(
+            nn.Dropout(), nn.Conv2d(512, 1000, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
         )
-        self.classifier = nn.Sequential(nn.Dropout(), nn.Conv2d(512, 1000, 1), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of BGR images [n, 3, 224, 224] less their means."""
-        return self.classifier(self.features(x)).mean((2, 3))
+        """Logits of images [n, 3, 224, 224] as :func:`imagenet` gives them."""
+        return self.classifier(self.features(x)).flatten(1)
 
 
 def squeezenet() -> nn.Module:
-    """SqueezeNet with the decoded weights."""
+    """SqueezeNet with the published weights, decoded."""
     model = SqueezeNet()
-    path = networks.root() / "imagenet" / WEIGHTS
+    path = networks.root() / "imagenet" / "squeezenet1_0_deepcompressed_decoded.pt"
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return model.eval()
 
 
 def imagenet() -> dict[str, np.ndarray]:
-    """The images of `networks.imagenet` in blue, green and red, less their means."""
-    found = networks.imagenet()
-    means = np.array(MEANS, np.float32).reshape(3, 1, 1)
+    """The images of `networks.imagenet`, BGR in 0..255 less the means."""
+    data = networks.imagenet()
+    means = np.array(MEANS, np.float32)[:, None, None]
     for name in ("train_x", "test_x"):
-        found[name] = np.ascontiguousarray(found[name][:, ::-1] * 128 + 128 - means)
-    return found
+        data[name] = np.ascontiguousarray((data[name] * 128 + 128)[:, ::-1] - means)
+    return data

@@ -10,7 +10,6 @@ unsigned × signed kernels add pairs in 16 bits and saturate, its unsigned × un
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.deploy.builder import Builder, ints, u8
+from bitwright.deploy.files import write
 from bitwright.deploy.integer import integer_bias
 from bitwright.deploy.padding import fold_pads, pad_integers
 from bitwright.deploy.placeholders import DOMAIN, export, with_holes
@@ -201,7 +201,5 @@ def _bias(
 
 
 def save(quantized: Quantized, path: Path) -> None:
-    """Write the ONNX file, to a temporary name first."""
-    temporary = path.with_name(path.name + ".part")
-    ir.save(build_model(quantized), temporary)
-    os.replace(temporary, path)
+    """Write the ONNX file, to a temporary name first; above 2 GB with `NAME.data` beside it."""
+    write(build_model(quantized), path)
