@@ -201,5 +201,5 @@ def _bias(
 
 
 def save(quantized: Quantized, path: Path) -> None:
-    """Write the ONNX file, sealed, to a temporary name first."""
+    """Write the ONNX file, sealed, to a temporary name first; above 2 GB with `NAME.data` by it."""
     onnx_sealed.save(build_model(quantized), quantized, path)

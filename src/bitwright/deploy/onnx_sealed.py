@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from bitwright.codec import decode, parse
+from bitwright.deploy.files import write
 from bitwright.deploy.seal import BLANK, KEY, check, seal
 from bitwright.deploy.tensors import read_bytes
 from bitwright.errors import BitwrightError
@@ -52,17 +53,17 @@ class _Header:
 
 
 def save(model: ir.Model, quantized: Quantized, path: Path) -> None:
-    """Write a model of `quantized`, sealed, to a temporary name first."""
+    """Write a model of `quantized`, sealed, to a temporary name first.
+
+    Above 2 GB its tensors are in `NAME.data` beside it.
+    """
     weights: Counter[int] = Counter()
     for layer in quantized.network.layers:
         for bits in quantized.layers[layer.name].grid.bits.tolist():
             weights[bits] += layer.fan_in
     said = {KEY: BLANK, "schema": SCHEMA, "weights": {str(b): weights[b] for b in sorted(weights)}}
     model.metadata_props[_ENTRY] = json.dumps(said, separators=(",", ":"))
-    temporary = path.with_name(path.name + ".part")
-    ir.save(model, temporary)
-    temporary.write_bytes(seal(temporary.read_bytes()))
-    temporary.replace(path)
+    write(model, path, finish=seal)
 
 
 def read(path: Path) -> Sealed:

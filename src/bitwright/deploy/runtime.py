@@ -23,14 +23,19 @@ INTEGER_MATMULS = ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 
 
 def session(
-    model: Path | bytes, *, threads: int = 0, optimized: Path | None = None
+    model: Path | bytes,
+    *,
+    threads: int = 0,
+    optimized: Path | None = None,
+    beside: Path | None = None,
 ) -> ort.InferenceSession:
     """A CPU session with the runtime's default optimizations.
 
     Args:
         model: path or serialized model.
         threads: intra-op threads; 0 lets the runtime choose.
-        optimized: where to write the optimized graph.
+        optimized: where to write the optimized graph; its tensors go beside it.
+        beside: folder of a serialized model's external data.
 
     Raises:
         BitwrightError: the runtime refuses the model.
@@ -40,6 +45,14 @@ def session(
     options.intra_op_num_threads = threads
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        name = f"{optimized.name}.data"
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", name
+        )
+    if beside is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(beside)
+        )
     source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -91,8 +91,8 @@ def verify(
     Raises:
         BitwrightError: the file lacks an integer tensor that the network has, or has another shape.
     """
-    names = compared(quantized)
-    live = runtime.session(with_outputs(path, names))
+    names = compared(quantized, path)
+    live = runtime.session(with_outputs(path, names), beside=path.parent)
     outputs = [o.name for o in live.get_outputs()[: -len(names) or None]]
     reference = IntegerNetwork(quantized)
     total = _Comparison({n: Tally() for n in names})
@@ -139,21 +139,28 @@ def agree(a: Quantized, b: Quantized, x: Tensor, *, chunk: int = 64) -> tuple[Di
     return differences(a, total.tallies)
 
 
-def compared(quantized: Quantized) -> list[str]:
+def compared(quantized: Quantized, path: Path) -> list[str]:
     """Edges that the file holds as integers, in the order of the graph.
 
     A padding that only convolutions read is theirs in the file, and no tensor any more.
+
+    Raises:
+        BitwrightError: another one is missing.
     """
     network = quantized.network
+    graph = onnx.load(path, load_external_data=False).graph
+    held = {name for node in graph.node for name in node.output}
     nodes = {n.name: n for n in network.module.graph.nodes}
     convolutions = {n for la in network.layers if la.kind != "linear" for n in la.calls}
-
-    def folded(name: str) -> bool:
-        node = nodes[name]
-        return node.target is aten.pad.default and {u.name for u in node.users} <= convolutions
-
     stored = [e.name for e in network.edges if e.group in quantized.edges]
-    return [name for name in stored if not folded(name)]
+    for name in stored:
+        node = nodes[name]
+        folds = node.target is aten.pad.default and {u.name for u in node.users} <= convolutions
+        if f"{name}.q" not in held and not folds:
+            raise BitwrightError(
+                f"{path} does not hold the tensor {name!r} as integers: it is of another network"
+            )
+    return [name for name in stored if f"{name}.q" in held]
 
 
 def _compare_integers(
@@ -225,7 +232,7 @@ def _stored(quantized: Quantized, calls: set[str], edges: list[str]) -> int:
 
 def with_outputs(path: Path, names: list[str]) -> bytes:
     """The model with the integers of these edges as outputs too; what is fused stays fused."""
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     for name in names:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(f"{name}.q"))
         model.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.UINT8

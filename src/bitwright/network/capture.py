@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bitwright.errors import BitwrightError
-from bitwright.network.ops import IDENTITY, LAYERS, VALUE_PRESERVING, aten
+from bitwright.network.ops import CONSTANT, IDENTITY, LAYERS, VALUE_PRESERVING, aten
 
 
 def attribute(module: nn.Module, name: str) -> Tensor:
@@ -144,8 +144,12 @@ def _tidy(module: GraphModule) -> None:
     graph = module.graph
     _drop_identities(module)
     for node in list(graph.nodes):
-        if node.op == "call_module":  # the exporter's input guards
+        if (
+            node.op == "call_module" or node.target is aten._assert_tensor_metadata.default
+        ):  # the exporter's input guards
             graph.erase_node(node)
+        elif node.target in CONSTANT and not node.all_input_nodes:
+            _store_constant(module, node)
         elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
             _name_pad_by_value(node)
         elif _takes_everything(node):
@@ -163,6 +167,18 @@ def _tidy(module: GraphModule) -> None:
                 item.replace_all_uses_with(norm)
                 graph.erase_node(item)
             graph.erase_node(node)
+
+
+def _store_constant(module: GraphModule, node: Node) -> None:
+    """Read from a buffer what depends on nothing, the numbers of positions above all."""
+    value = node.target(*node.args, **node.kwargs)  # type: ignore[operator]
+    name = f"_constant_{node.name}"
+    module.register_buffer(name, value)
+    with module.graph.inserting_before(node):
+        stored = module.graph.get_attr(name)
+    stored.meta = dict(node.meta)
+    node.replace_all_uses_with(stored)
+    module.graph.erase_node(node)
 
 
 def _name_pad_by_value(node: Node) -> None:

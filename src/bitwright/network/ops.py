@@ -74,6 +74,9 @@ IDENTITY = {
     aten.lift_fresh_copy.default,
 }
 
+#: what is the same at every call and is stored as numbers
+CONSTANT = {aten.arange.default, aten.arange.start, aten.arange.start_step}
+
 #: activations a runtime folds into the quantized operation before them
 CLIPS = {
     aten.relu.default,
@@ -150,6 +153,14 @@ ELEMENTWISE = {
     aten.masked_fill.Scalar,
     aten.where.self,
     aten.eq.Scalar,
+    aten.ne.Scalar,
+    aten.gt.Scalar,
+    aten.ge.Scalar,
+    aten.lt.Scalar,
+    aten.le.Scalar,
+    aten.logical_not.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
     aten.to.dtype,
     aten.sym_size.int,
 }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from bitwright.deploy import runtime
+from bitwright.deploy.files import write
 from bitwright.deploy.placeholders import export
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, join, outputs
@@ -60,9 +59,7 @@ def preflight(model: nn.Module, network: Network, x: Tensor, path: Path, rows: i
         expected = join(model(few))
     captured = outputs(network.module, few)
     _compare(expected, captured, "the captured graph")
-    temporary = path.with_name(path.name + ".part")
-    ir.save(export(network.module, network.input_shape, x.dtype), temporary)
-    os.replace(temporary, path)
+    write(export(network.module, network.input_shape, x.dtype), path)
     answers = runtime.outputs(runtime.session(path), few)
     error = _compare(expected, answers, "the float ONNX file")
     begin = time.perf_counter()
@@ -70,7 +67,7 @@ def preflight(model: nn.Module, network: Network, x: Tensor, path: Path, rows: i
     forward_s = (time.perf_counter() - begin) / len(few)
     per_row = 4 * sum(int(np.prod(e.shape)) for e in network.edges)
     return Preflight(
-        float_bytes=path.stat().st_size,
+        float_bytes=runtime.size_bytes(path),
         error=error,
         weights=network.weights,
         layers=len(network.layers),

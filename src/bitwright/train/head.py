@@ -9,7 +9,7 @@ a multinomial regression with soft targets. Two heads that a file can hold are t
 stored codes with other scales and biases (2 numbers a class, towards the present ones), and
 `codes`, the full regression towards the float head, rounded to nearest on grids of the same widths,
 its scales and biases then fitted as well. Held-out rows choose among them, and whether any is
-better than the present head (docs/decisions/0019-refit-head.md has what each is worth).
+better than the present head (docs/decisions/0020-refit-head.md has what each is worth).
 """
 
 from __future__ import annotations
