@@ -95,7 +95,8 @@ def _compare(
         out.add(
             f"{name} to {target:g}: CPU of scikit-learn {peer} / ours",
             ratio if math.isfinite(ratio) else None, bar, ratio >= 1.3 if bar else None, peer,
-            cpu[peer] if math.isfinite(ratio) else None, ours_s=round(cpu["ours"], 5) if needed["ours"] else None,
+            cpu[peer] if math.isfinite(ratio) else None,
+            ours_s=round(cpu["ours"], 5) if needed["ours"] else None,
             wall_ratio=round(wall[peer] / wall["ours"], 3) if math.isfinite(ratio) else None,
             passes={"ours": needed["ours"], peer: needed[peer]},
         )  # fmt: skip
