@@ -71,7 +71,7 @@ def test_load_of_nothing(tmp_path: Path):
         with pytest.raises(BitwrightError, match="there is no"):
             bitwright.load(path)
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 99)
-    with pytest.raises(BitwrightError, match="not a bitwright artefact"):
+    with pytest.raises(BitwrightError, match="no checksum of bitwright"):
         bitwright.load(tmp_path)
 
 
