@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bitwright import cost
-from bitwright.cost import LayerShape, Machine, Row, Timing, latency, table
+from bitwright.cost import LayerShape, Machine, Row, Timing, forms, latency, table
 from pipeline import tiny
 from pipeline.tiny import call, given, refused
 
@@ -181,3 +181,29 @@ def test_too_little_time_is_refused_before_measuring(
     assert not (tmp_path / "other").exists()
     assert "--threads" in refused(capsys, "profile", "--out", str(out), "--threads", "-1")
     assert "--repeats" in refused(capsys, "profile", "--out", str(out), "--repeats", "0")
+
+
+def test_bench_prints_all_forms_and_keeps_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out = place / "run"
+    invented = [1e-5, 4.1e-4, 2.2e-4, 2.1e-4, 2e-4]
+    monkeypatch.setattr(forms, "in_turns", lambda called, repeats: np.tile(invented, (repeats, 1)))
+    monkeypatch.setenv("COLUMNS", "160")
+    capsys.readouterr()
+    assert call("bench", "--out", str(out), "--repeats", "4", "--quiet") == 0
+    printed = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
+    assert set(rows) == {"float", "static int8, qdq", "static int8, operators", "bitwright"}
+    assert "0.400" in rows["float"] and "1.00" in rows["float"]
+    assert "0.190" in rows["bitwright"] and "2 of 2" in rows["bitwright"]
+    assert "of the faster static int8 (static int8, operators)" in printed
+    stored = json.loads((out / "bench.json").read_text())
+    assert [f["name"] for f in stored["forms"]] == list(rows) and stored["repeats"] == 4
+    assert stored["forms"][3]["size_bytes"] == (out / "model.onnx").stat().st_size
+
+
+def test_bench_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "holds no earlier run" in refused(capsys, "bench", "--out", str(tmp_path / "nothing"))
+    line = refused(capsys, "bench", "--out", str(tmp_path), "--repeats", "0")
+    assert "--repeats must be 1 or more" in line

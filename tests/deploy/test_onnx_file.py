@@ -199,8 +199,8 @@ def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantiz
 
     def change(model: onnx.ModelProto) -> None:
         for tensor, value in constants(model):
-            if value.dtype == np.int8 and np.array_equal(value.view(np.uint8) ^ 0x80, codes):
-                value[0] ^= -0x80
+            if value.dtype == np.uint8 and np.array_equal(value ^ np.uint8(0x80), codes):
+                value[0] ^= 0x80
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
                 return
         raise AssertionError("no such stream")

@@ -1,7 +1,7 @@
 """What a plan costs beside its size: bit operations, and seconds measured on this machine."""
 
-from bitwright.cost.bench import Bench, Form, bench
 from bitwright.cost.bops import FLOAT_BITS, bops_per_bit, mac_pairs
+from bitwright.cost.forms import Bench, Form, bench
 from bitwright.cost.latency import measure
 from bitwright.cost.profile import profile
 from bitwright.cost.shapes import LayerShape, calls
