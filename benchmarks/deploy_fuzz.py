@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fuzz_bombs
 import fuzz_mutations as m
 import harness
 import numpy as np
@@ -177,6 +178,17 @@ def measure(rows: harness.Rows, quick: bool) -> None:
             memory=round(most, 2),
             seconds=round(time.perf_counter() - begin, 1),
             defects=defects[:20],
+        )
+    chosen = ["plan of lists", "header of lists"] if quick else list(fuzz_bombs.BOMBS)
+    for name, found in fuzz_bombs.explode(chosen).items():
+        rows.add(
+            f"memory, {name}",
+            found["taken"],
+            bar=f"<= {fuzz_bombs.MEMORY} x honest, or {fuzz_bombs.ALWAYS}",
+            holds=found.pop("holds"),
+            peer="honest file as long",
+            peer_value=found["honest"],
+            **found,
         )
     rows.add("fuzz, all cases", total, bar=">= 100000", holds=quick or total >= 100_000)
 

@@ -144,6 +144,18 @@ def _plan(path: Path) -> None:
     path.write_text(plans.to_json(allocate.knapsack(small()[1])))
 
 
+@functools.cache
+def _exported() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx_file.save(small()[0], path)
+        return path.read_bytes()
+
+
+def _onnx(path: Path) -> None:
+    path.write_bytes(_exported())
+
+
 def _artefact(path: Path) -> None:
     artefact.save(small()[0], path, {"producer": "fuzz", "preprocessing": {"mean": [0.5]}})
 
@@ -156,12 +168,10 @@ TARGETS: dict[str, Target] = {
         {"plan": m.plan}, sealed=False,
     ),
     "onnx, read": Target(
-        ".onnx", lambda p: onnx_file.save(small()[0], p), onnx_sealed.read, _nothing,
-        {"onnx_model": m.onnx_model},
+        ".onnx", _onnx, onnx_sealed.read, _nothing, {"onnx_model": m.onnx_model}
     ),
     "onnx, verified": Target(
-        ".onnx", lambda p: onnx_file.save(small()[0], p), _verified, _nothing,
-        {"onnx_model": m.onnx_model},
+        ".onnx", _onnx, _verified, _nothing, {"onnx_model": m.onnx_model}
     ),
     "inspect artefact": Target(".safetensors", _artefact, inspection.inspect, _nothing, _OPENED),
     "inspect plan": Target(

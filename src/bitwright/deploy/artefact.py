@@ -36,7 +36,7 @@ import torch
 
 from bitwright.arith.grid import MAX_BITS, fits_container
 from bitwright.arith.packing import pack
-from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, may_grow_to, rebuild
+from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, program_limit, rebuild
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
@@ -111,6 +111,11 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
             # ascontiguousarray would give a scalar an axis
             tensors[f"f:{name}"] = np.array(value.detach().numpy(), order="C")
     program = json.dumps(_program(quantized), separators=(",", ":")).encode()
+    if len(program) > program_limit(tensors):
+        raise BitwrightError(
+            f"the graph of {len(network.module.graph.nodes)} operations is too large for an "
+            f"artefact of {network.weights} weights; export the ONNX file alone"
+        )
     tensors["program"] = _compressed(program)
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(to_bytes(tensors, {"schema": SCHEMA, **metadata}))
@@ -135,10 +140,7 @@ def _symbols(quantized: Quantized) -> np.ndarray:
 
 
 def _compressed(content: bytes) -> np.ndarray:
-    """The tightest zlib form that a reader accepts."""
-    forms = [zlib.compress(content, level) for level in (9, 6, 1, 0)]
-    allowed = [f for f in forms if len(content) <= may_grow_to(f)]
-    return np.frombuffer(min(allowed, key=len), dtype=np.uint8)
+    return np.frombuffer(zlib.compress(content, 9), dtype=np.uint8)
 
 
 def _program(quantized: Quantized) -> dict[str, Any]:

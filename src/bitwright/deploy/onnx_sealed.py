@@ -111,6 +111,8 @@ def _scan(content: bytes) -> None:
                 place += 8 if form == 1 else 4
             elif form == 2:
                 size, place = _varint(data, place)
+                if field is not None and field.type == field.TYPE_STRING:
+                    data[place : place + size].tobytes().decode()  # ValueError where it is none
                 if field is not None and field.message_type is not None:
                     work.append((data[place : place + size], field.message_type))
                     messages += 1

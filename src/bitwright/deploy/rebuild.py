@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,9 +31,13 @@ MOST_SPARE = 15
 _KNOWN = {"grid", "scale", "bias", "edge_scale", "program", *STREAMS.values()}
 
 
-def may_grow_to(packed: Sized) -> int:
-    """Bytes that a compressed program may have: ours are some ten times what they take."""
-    return 16 * len(packed) + 4096
+def program_limit(tensors: Mapping[str, np.ndarray]) -> int:
+    """Bytes of text that an artefact's program may have beside its other tensors.
+
+    Text becomes nodes that take forty times its bytes, numbers become weights that take some ten
+    times theirs: with a quarter of the numbers' bytes no program needs more memory than they do.
+    """
+    return 2**18 + sum(v.nbytes for name, v in tensors.items() if name != "program") // 4
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,7 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     for name in ("grid", "program", *STREAMS.values()):
         if name in tensors and (tensors[name].dtype != np.uint8 or tensors[name].ndim != 1):
             raise ValueError(f"its {name} is no row of bytes")
-    packed = tensors["program"]
-    text = _inflated(packed, may_grow_to(packed), "program")
+    text = _inflated(tensors["program"], program_limit(tensors), "program")
     program: Program = decode(Program, parse(text, "its program"), "program")
     shapes = _shapes(program)
     layers = _layers(shapes, tensors)

@@ -64,12 +64,21 @@ def session(
 def run(
     live: ort.InferenceSession, x: Tensor, names: Sequence[str] | None = None, chunk: int = 128
 ) -> list[np.ndarray]:
-    """The outputs (or those in `names`) for all rows, in chunks, joined along axis 0."""
+    """The outputs (or those in `names`) for all rows, in chunks, joined along axis 0.
+
+    Raises:
+        BitwrightError: an operation of the model fails.
+    """
     feed = live.get_inputs()[0].name
     wanted = list(names) if names is not None else [o.name for o in live.get_outputs()]
     found: list[list[np.ndarray]] = [[] for _ in wanted]
     for rows in x.split(chunk):
-        for pieces, value in zip(found, live.run(wanted, {feed: rows.numpy()}), strict=True):
+        try:
+            values = live.run(wanted, {feed: rows.numpy()})
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise BitwrightError(f"ONNX Runtime cannot run the model: {first[:300]}") from error
+        for pieces, value in zip(found, values, strict=True):
             pieces.append(value)
     return [np.concatenate(pieces) for pieces in found]
 

@@ -25,8 +25,9 @@ _TYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-#: a header is names and numbers; the format's own limit
-_HEADER_LIMIT = 100_000_000
+#: a header is names and places: what is more than this and a quarter of the file is none of ours,
+#: and would take more memory than the tensors it is about
+_HEADER_ALWAYS = 2**18
 _AXES = 16
 
 
@@ -76,7 +77,8 @@ def parse_tensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]
         ValueError: it is none, or has two readings.
     """
     size = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or not 2 <= size <= min(len(content) - 8, _HEADER_LIMIT):
+    limit = min(len(content) - 8, _HEADER_ALWAYS + len(content) // 4)
+    if len(content) < 8 or not 2 <= size <= limit:
         raise ValueError(f"a header of {size} bytes in a file of {len(content)}")
     header = parse(content[8 : 8 + size], "its header")
     if not isinstance(header, dict):
