@@ -95,15 +95,11 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(R20, W3, "brevitas", QRONOS),
     Contender(R20, W3, "mct", GRADIENT),
     Contender(R20, W2, "brevitas", QRONOS),
-    Contender(R20, W2, "mct", GRADIENT),
     Contender(R20, W4A8, "brevitas", INPUTS),
-    Contender(R20, W4A8, "mct", {**WIDTHS, "act_method": "UNIFORM"}),
-    Contender(R20, W3A8, "brevitas", INPUTS),
     Contender(R20, W2A8, "brevitas", INPUTS),
     Contender(R20, W4A4, "brevitas", INPUTS),
 )
 TRIED: tuple[Contender, ...] = (
-    Contender(R20, W8A8, "nncf", {"rows": 64}),
     Contender(R20, W4, "brevitas", {**NEAREST, "scale": "mse"}),
     Contender(R20, W4, "brevitas", {"rounding": "gptq", "scale": "mse"}),
     Contender(R20, W4, "brevitas", {"rounding": "qronos", "scale": "mse"}),

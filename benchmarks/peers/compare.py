@@ -96,7 +96,7 @@ def run(
     """
     request = {
         "network": network,
-        "weight_bits": case.weight_bits,
+        "weight_bits": float(case.weight_bits),
         "activation_bits": case.activation_bits,
         "setting": dict(setting),
     }

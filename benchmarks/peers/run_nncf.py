@@ -42,10 +42,10 @@ def quantize(model: nn.Module, request: child.Request) -> child.Quantized:
         advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
     )
     hooks = [n for n, h in get_hook_storage(made).named_hooks() if isinstance(h, BaseQuantizer)]
-    names = {n.replace(".", ":"): layer.weight.numel() for n, layer in layers.items()}
-    widths = [
-        (count, 8.0) for n, count in names.items() if any(f".{n}:weight_" in h for h in hooks)
-    ]
+    weights = {h.partition(".")[2].rpartition("/")[0] for h in hooks if h.endswith("__1.0")}
+    kinds = {nn.Conv2d: "conv2d", nn.Linear: "linear"}
+    names = {f"{n.replace('.', '/')}/{kinds[type(layer)]}": layer for n, layer in layers.items()}
+    widths = [(layer.weight.numel(), 8.0) for name, layer in names.items() if name in weights]
     if len(widths) != len(layers):
         raise RuntimeError(f"{len(widths)} of {len(layers)} layers are quantized: {hooks}")
     return child.Quantized(made.eval(), widths)
