@@ -96,14 +96,16 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(R20, W3, "mct", GRADIENT),
     Contender(R20, W2, "brevitas", QRONOS),
     Contender(R20, W4A8, "brevitas", INPUTS),
+    Contender(R20, W3A8, "brevitas", INPUTS),
     Contender(R20, W2A8, "brevitas", INPUTS),
-    Contender(R20, W4A4, "brevitas", INPUTS),
+    Contender(R20, W4A4, "brevitas", {**INPUTS, "act_scale": "mse"}),
 )
 TRIED: tuple[Contender, ...] = (
     Contender(R20, W4, "brevitas", {**NEAREST, "scale": "mse"}),
     Contender(R20, W4, "brevitas", {"rounding": "gptq", "scale": "mse"}),
     Contender(R20, W4, "brevitas", {"rounding": "qronos", "scale": "mse"}),
     Contender(R20, W4, "mct"),
+    Contender(R20, W4A4, "brevitas", INPUTS),
     Contender(R20, W3, "brevitas", {**NEAREST, "scale": "mse"}),
     Contender(R20, W3, "brevitas", {**NEAREST, "scale": "stats"}),
     Contender(R20, W3, "brevitas", GPTQ),
