@@ -253,7 +253,7 @@ def test_a_file_that_is_not_fused_is_not_ok(file: Callable[[str], tuple[Quantize
     """All numbers equal, but convolutions in float: that is not the file that was promised."""
     quantized, path = file("residual")
 
-    def plain(model: Path | bytes, *, threads: int = 0, optimized: Path | None = None):
+    def plain(model: Path | bytes, *, optimized: Path | None = None, **_: object):
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized is not None:
