@@ -28,12 +28,12 @@ from bitwright.errors import BitwrightError
 
 #: cases of each target, in full and in a quick run
 CASES = {
-    "artefact": (64_000, 200),
+    "artefact": (100_000, 200),
     "plan": (20_000, 100),
     "onnx, read": (20_000, 100),
     "onnx, verified": (2_000, 20),
-    "inspect artefact": (4_000, 20),
-    "inspect plan": (4_000, 20),
+    "inspect artefact": (2_000, 20),
+    "inspect plan": (2_000, 20),
     "inspect sensitivity": (4_000, 20),
 }
 #: how much of the file's honest memory a hostile one may take, and every how many-th is measured
@@ -41,7 +41,7 @@ MEMORY, EVERY = 2.0, 20
 #: seconds that a case may take, and bytes that nobody counts
 _SECONDS, _SLACK = 20, 65_536
 #: cases in one process
-_BATCH = 2000
+_BATCH = 10_000
 
 
 def case(target: Target, number: int) -> tuple[str, bool, bytes]:

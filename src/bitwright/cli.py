@@ -683,6 +683,27 @@ def bench(
     _perform(given, out, quiet, partial(_bench, threads, repeats))
 
 
+@app.command("convert-to")
+def convert_to(
+    form: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="c, compressed-tensors or torchao.")
+    ],
+    file: Annotated[Path, typer.Argument(help="model.safetensors of a run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: FORMAT beside the file.")
+    ] = None,
+) -> None:
+    """Write an artefact in the form of another program."""
+    from bitwright.deploy import artefact, formats
+
+    written = formats.convert_to(form, artefact.load(file).quantized, out or file.parent / form)
+    console = Console(highlight=False, markup=False)
+    for note in written.notes:
+        console.print(note, soft_wrap=True)
+    for path in written.files:
+        console.print(f"{path}  {path.stat().st_size:,} bytes", soft_wrap=True)
+
+
 def main() -> None:
     """Entry point: a :class:`BitwrightError` becomes one line and exit status 2."""
     try:

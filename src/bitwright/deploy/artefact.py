@@ -41,7 +41,7 @@ from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
 from bitwright.network.program import to_json, unstorable
-from bitwright.quantize import Quantized
+from bitwright.quantize import Quantized, QuantizedLayer
 
 SCHEMA = 2
 
@@ -93,7 +93,9 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
     scale = torch.cat([s.grid.scale for s in stored])
     half = scale.half()
     tensors: dict[str, np.ndarray] = {
-        "grid": _compressed(_symbols(quantized).tobytes()),
+        "grid": _compressed(
+            b"".join(symbols(la, quantized.layers[la.name]).tobytes() for la in network.layers)
+        ),
         "scale": (half if torch.equal(half.float(), scale) else scale).numpy(),
         "bias": torch.cat([s.bias for s in stored]).numpy(),
     }
@@ -122,21 +124,20 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _symbols(quantized: Quantized) -> np.ndarray:
-    """Width and zero point of each channel in one byte, uint8 [R]."""
-    found = []
-    for layer in quantized.network.layers:
-        grid = quantized.layers[layer.name].grid
-        spare = 2**grid.bits - grid.zero
-        if not bool(
-            (fits_container(grid.bits, grid.zero) & (spare >= 0) & (spare <= MOST_SPARE)).all()
-        ):
-            raise BitwrightError(
-                f"layer {layer.name!r} has zero points that the artefact cannot store; they must "
-                "lie within 15 half steps below 2^bits and in the 8-bit container"
-            )
-        found.append((grid.bits + 16 * spare).numpy())
-    return np.concatenate(found).astype(np.uint8)
+def symbols(layer: Layer, stored: QuantizedLayer) -> np.ndarray:
+    """Width and zero point of each channel in one byte, uint8 [rows].
+
+    Raises:
+        BitwrightError: a zero point that does not fit.
+    """
+    bits, zero = stored.grid.bits, stored.grid.zero
+    spare = 2**bits - zero
+    if not bool((fits_container(bits, zero) & (spare >= 0) & (spare <= MOST_SPARE)).all()):
+        raise BitwrightError(
+            f"layer {layer.name!r} has zero points that cannot be stored; they must lie within "
+            f"{MOST_SPARE} half steps below 2^bits and in the 8-bit container"
+        )
+    return (bits + 16 * spare).numpy().astype(np.uint8)
 
 
 def _compressed(content: bytes) -> np.ndarray:

@@ -7,6 +7,7 @@ checked as well, because torch.fx writes them into Python source that it execute
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -79,13 +80,14 @@ def to_json(module: GraphModule) -> list[list[Any]]:
 
 
 def _usual_names() -> Callable[[str], str]:
-    """What the next node of an operation is usually called."""
+    """What the next node of an operation is usually called: `relu`, `relu_1`; but `sum_1` first."""
     count: Counter[str] = Counter()
 
     def name(operation: str) -> str:
         stem = operation.split(".")[1] if "." in operation else operation
+        number = count[stem] + hasattr(builtins, stem)  # torch.fx leaves Python its own names
         count[stem] += 1
-        return f"{stem}_{count[stem] - 1}" if count[stem] > 1 else stem
+        return f"{stem}_{number}" if number else stem
 
     return name
 
