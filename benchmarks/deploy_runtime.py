@@ -80,14 +80,16 @@ def _report(rows: harness.Rows, name: str, case: deploy_cases.Case, found: cost.
         found["float"].latency_s,
     )
     weights = case.quantized.network.weights
-    limit = max(3 * best.load_s, 0.1 * weights / 3e6)
+    usual = found["qdq"]  # the format that the runtime's tool writes unasked
+    limit = max(3 * usual.load_s, 0.1 * weights / 3e6)
     rows.add(
         f"load time (processor), s, {name}",
         ours.load_s,
         "<= 3 x static int8, or 0.1 s per 3 M weights",
         ours.load_s <= limit,
-        "static int8",
-        best.load_s,
+        "static int8, qdq",
+        usual.load_s,
+        operators_load_s=found["operators"].load_s,
         weights=weights,
         peak_bytes=ours.peak_bytes,
         peer_peak_bytes=best.peak_bytes,

@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from bitwright.deploy import IntegerNetwork, artefact, onnx_file, runtime, verify
+from bitwright.deploy.banks import banks, codes_by_width, rows_by_width
 from bitwright.deploy.verify import _same_class as same_class
 from bitwright.errors import BitwrightError
 from bitwright.network import build
@@ -193,13 +194,15 @@ def constants(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, np.ndarray
 
 def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):
     quantized, path = file("fire")
-    codes = artefact.codes_by_width(quantized)[8]
-    # the first 8-bit row belongs to this layer
-    layer = artefact.rows_by_width(quantized)[8][0][0]
+    found_banks = banks(quantized)
+    codes = codes_by_width(found_banks)[8]
+    bank, rows = rows_by_width(found_banks)[8][0]  # the first 8-bit row
+    ends = np.cumsum([la.rows for la in bank.layers])
+    layer = bank.layers[int(np.searchsorted(ends, rows[0], side="right"))]
 
     def change(model: onnx.ModelProto) -> None:
         for tensor, value in constants(model):
-            if value.dtype == np.uint8 and np.array_equal(value ^ np.uint8(0x80), codes):
+            if value.dtype == np.uint8 and np.array_equal(value, codes):
                 value[0] ^= 0x80
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
                 return
@@ -225,12 +228,15 @@ def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantiz
 
 def test_a_changed_scale_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):
     quantized, path = file("residual")
+    order = [layer for bank in banks(quantized) for layer in bank.layers]
+    first = order.index(quantized.network.layers[0])
+    place = sum(layer.rows for layer in order[:first])  # of the first layer's first row
 
     def change(model: onnx.ModelProto) -> None:
         tensor, value = next(
             (t, v) for t, v in constants(model) if v.dtype == np.float16 and v.ndim == 1
         )
-        value[0] *= 1.25  # of the first layer's first row
+        value[place] *= 1.25
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 
     found = verify(quantized, altered(path, change), fresh("residual"))

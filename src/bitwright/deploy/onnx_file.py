@@ -1,11 +1,9 @@
 """`model.onnx`: packed weights that a stock ONNX Runtime unpacks once, at load.
 
-The graph in front of the layers is one unpacking chain for the whole network: three streams of
-nibbles, pairs and single bits become codes of every width, each width is split among the layers, a
-layer's pieces are joined, put back in channel order and shifted to an unsigned 8-bit container
-with zero point 128. All of it is constant, so the runtime folds it and runs one QLinearConv for
-each convolution. Weights are unsigned on purpose: on processors without VNNI the runtime's
-unsigned × signed kernels add pairs in 16 bits and saturate, its unsigned × unsigned ones do not.
+The graph in front of the layers is one unpacking chain for the whole network
+(:mod:`~bitwright.deploy.unpacking`); the runtime folds it and runs one QLinearConv for each
+convolution and one QGemm for each linear layer. Weights are signed, for which it has its fastest
+kernels, unless those could saturate on processors without VNNI: then unsigned, which never do.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bitwright.deploy import onnx_sealed
+from bitwright.deploy.biases import dequantized, integer_biases
 from bitwright.deploy.builder import Builder, ints, u8
-from bitwright.deploy.integer import integer_bias
 from bitwright.deploy.padding import fold_pads, pad_integers
 from bitwright.deploy.placeholders import DOMAIN, export, with_holes
 from bitwright.deploy.reshapes import reshape_integers
@@ -51,9 +49,10 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
     weights = layer_weights(build, quantized, unsigned)
     ready = _constant_weights(build, quantized, weights)
     grids = {e.name: quantized.edges[e.group] for e in network.edges if e.group in quantized.edges}
+    biases = integer_biases(build, quantized, grids)
     narrow = _narrow(quantized)
     head = list(build.nodes)
-    by_name = {layer.name: layer for layer in network.layers}
+    sources = {n.name: n.args[0].name for n in network.module.graph.nodes if n.name in biases}
     for node in list(graph):
         if node.domain != DOMAIN:
             continue
@@ -62,7 +61,10 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
         if node.op_type == "Weight":
             layer_name, _, call = name.partition("@")
             if call:
-                value = _bias(build, quantized, by_name[layer_name], call, weights, grids)
+                value = build.constant(quantized.layers[layer_name].bias.numpy())
+                if call in biases:
+                    grid = grids[sources[call]]
+                    value = dequantized(build, biases[call], weights[layer_name], grid)
             else:
                 value = ready[layer_name]
         else:
@@ -180,24 +182,6 @@ def _zero_points(
             cut = build.pieces(whole, rows)
             found |= {layer.name: piece for layer, piece in zip(members, cut, strict=True)}
     return found
-
-
-def _bias(
-    build: Builder,
-    quantized: Quantized,
-    layer: Layer,
-    call: str,
-    weights: Mapping[str, Container],
-    grids: Mapping[str, EdgeGrid],
-) -> ir.Value:
-    """The bias of one call: int32 in steps of input scale × weight scale, or float."""
-    node = next(n for n in quantized.network.module.graph.nodes if n.name == call)
-    grid = grids.get(node.args[0].name)
-    stored = quantized.layers[layer.name]
-    if grid is None:
-        return build.constant(stored.bias.numpy())
-    step = build.op("Mul", weights[layer.name].scale, np.array(grid.scale, np.float32))
-    return build.op("DequantizeLinear", integer_bias(stored, grid).numpy(), step, axis=0)
 
 
 def save(quantized: Quantized, path: Path) -> None:

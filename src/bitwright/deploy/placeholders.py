@@ -28,6 +28,7 @@ from bitwright.network import Layer, Network
 from bitwright.network.ops import aten, is_mean_over_space
 
 DOMAIN = "bitwright.hole"
+#: the oldest that has BitwiseAnd, and that torch exports to
 OPSET = 18
 
 _library = torch.library.Library("bitwright", "DEF")
@@ -137,7 +138,7 @@ def _flatten_rows(graph: torch.fx.Graph, node: torch.fx.Node, layer: Layer) -> t
     """A linear layer on [n, …, k] as one on [n·…, k]: only a Gemm becomes an integer kernel.
 
     The runtime fuses a MatMul of dequantized numbers in some surroundings and not in others; a Gemm
-    always, with its bias. See docs/decisions/0021-linear-layers.md.
+    always, with its bias. See docs/decisions/0023-linear-layers.md.
 
     Returns:
         The node with the layer's result in its own shape.

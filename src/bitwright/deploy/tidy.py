@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx import defs
 
 from bitwright.deploy.placeholders import OPSET
 
-#: opset -> IR version of the ONNX release that brought it
-IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8}
-#: version 18 of these differs from 13 only by what may be given besides: (inputs, attributes)
-_SAME_SINCE_13 = {
-    "Split": (2, {"axis"}),
-    "Pad": (3, {"mode"}),
-    "Resize": (4, {
-        "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside",
-        "extrapolation_value", "mode", "nearest_mode",
-    }),
-}  # fmt: skip
+#: of the ONNX release that brought the opset
+IR_VERSION = 8
 #: attributes that say what goes without saying
 _DEFAULTS: dict[str, dict[str, object]] = {
     "Conv": {"auto_pad": "NOTSET", "group": 1},
@@ -36,8 +26,8 @@ def tidy(model: ir.Model) -> None:
     model.metadata_props.clear()
     graph.metadata_props.clear()
     model.opset_imports.clear()
-    model.opset_imports[""] = lowest_opset(graph)
-    model.ir_version = IR_VERSIONS[model.opset_imports[""]]
+    model.opset_imports[""] = OPSET
+    model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "bitwright", None
     model.doc_string = graph.doc_string = None
     graph.name = "main"
@@ -71,6 +61,7 @@ def tidy(model: ir.Model) -> None:
     for i, value in enumerate(values):
         value.name = f"_{_short(i)}"
         value.metadata_props.clear()
+        value.shape, value.type = None, None  # the tensor says them
         graph.initializers[value.name] = value
 
 
@@ -79,18 +70,6 @@ def _drop_unread(graph: ir.Graph) -> None:
     for node in reversed(list(graph)):
         if not any(v.uses() or v.is_graph_output() for v in node.outputs):
             graph.remove(node, safe=True)
-
-
-def lowest_opset(graph: ir.Graph) -> int:
-    """The oldest opset in which every operation of the graph is what it is in ours; at least 13."""
-    return max((_needs(node) for node in graph), default=13)
-
-
-def _needs(node: ir.Node) -> int:
-    most_inputs, attributes = _SAME_SINCE_13.get(node.op_type, (-1, set[str]()))
-    if len(node.inputs) <= most_inputs and set(node.attributes) <= attributes:
-        return 13
-    return max(13, int(defs.get_schema(node.op_type, OPSET).since_version))
 
 
 def _drop_defaults(node: ir.Node) -> None:

@@ -1,8 +1,9 @@
 """One unpacking chain for the whole network: from packed streams to every layer's 8-bit integers.
 
 Three streams of nibbles, pairs and single bits become codes of every width; each width is split
-among the layers, a layer's pieces are joined, put back in channel order and shifted by the rows'
-zero points. All of it is constant, so a runtime folds it at load.
+among banks of layers that have rows of one shape; a bank's pieces are joined, put back in channel
+order, shifted by the rows' zero points and cut into the layers. All of it is constant, so a runtime
+folds it at load.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
-from bitwright.arith.grid import MAX_BITS
+from bitwright.arith.grid import MAX_BITS, Grid
 from bitwright.arith.packing import PLANES, pack, parts
-from bitwright.deploy.artefact import codes_by_width, rows_by_width
+from bitwright.deploy.banks import Bank, banks, codes_by_width, rows_by_width
 from bitwright.deploy.builder import Builder, ints, u8
-from bitwright.network import Layer
+from bitwright.errors import BitwrightError
 from bitwright.quantize import Quantized
 
 
@@ -77,79 +79,120 @@ def layer_weights(
     build: Builder, quantized: Quantized, unsigned: Collection[str]
 ) -> dict[str, Container]:
     """Each layer's container; uint8 for the layers `unsigned`, int8 for the others."""
-    layers = quantized.network.layers
-    codes = {
-        bits: code ^ np.uint8(2 ** (bits - 1)) if bits >= 7 else code
-        for bits, code in codes_by_width(quantized).items()
-    }
-    flat = unpack_chain(build, codes, pack(codes))
-    pieces: dict[str, list[ir.Value]] = {layer.name: [] for layer in layers}
-    order: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
-    members = [member for rows in rows_by_width(quantized).values() for member in rows]
-    cut = build.pieces(flat, [len(rows) * layer.fan_in for layer, rows in members])
-    for (layer, rows), piece in zip(members, cut, strict=True):
-        pieces[layer.name].append(piece)
-        order[layer.name].append(rows)
-    scales = _row_scales(build, quantized)
-    offsets = _row_offsets(build, quantized)
-    places = _row_places(build, layers, order)
-    found = {}
-    for layer, scale in zip(layers, scales, strict=True):
-        value = build.op("Reshape", build.join(pieces[layer.name]), ints(*layer.shape))
-        if layer.name in places:
-            value = build.op("Gather", value, places[layer.name], axis=0)
-        value = build.op("Add", value, offsets[layer.name])
+    found = banks(quantized)
+    width, spare = _row_codes(build, [bank.grid for bank in found])
+    scales = _row_scales(build, [bank.grid for bank in found], width)
+    weights = _bank_weights(build, found, width, spare)
+    layers = [layer for bank in found for layer in bank.layers]
+    done = {}
+    for layer, scale in zip(layers, build.pieces(scales, [la.rows for la in layers]), strict=True):
+        value = weights[layer.name]
         if layer.name in unsigned:
             value = build.op("Cast", value, to=ir.DataType.INT32)
             value = build.op("Add", value, np.array(128, np.int32))
             value = build.op("Cast", value, to=ir.DataType.UINT8)
-        found[layer.name] = Container(value, scale, 128 if layer.name in unsigned else 0)
-    return found
+        done[layer.name] = Container(value, scale, 128 if layer.name in unsigned else 0)
+    return done
 
 
-def _row_scales(build: Builder, quantized: Quantized) -> list[ir.Value]:
-    """Scales float32 [rows] of each layer's container, one constant for all."""
-    layers = quantized.network.layers
-    grids = [quantized.layers[layer.name].grid for layer in layers]
-    scale = np.concatenate([g.scale.numpy() for g in grids])
-    wide = np.concatenate([(g.bits == MAX_BITS).numpy() for g in grids])
-    scale = np.where(wide, scale, scale / 2).astype(np.float32)
+def _bank_weights(
+    build: Builder, found: Sequence[Bank], width: ir.Value, spare: ir.Value
+) -> dict[str, ir.Value]:
+    """Layer -> its container's integers, int8, of the weight's shape.
+
+    Args:
+        build: of the graph.
+        found: the banks, by rank.
+        width, spare: of all rows, in the order of the banks.
+    """
+    members = [(bank, rows) for by in rows_by_width(found).values() for bank, rows in by]
+    codes = codes_by_width(found)
+    flat = unpack_chain(build, codes, pack(codes))
+    pieces: dict[int, list[ir.Value]] = {id(bank): [] for bank in found}
+    cut = build.pieces(flat, [rows.size * bank.codes.shape[1] for bank, rows in members])
+    for (bank, _), piece in zip(members, cut, strict=True):
+        pieces[id(bank)].append(piece)
+    offsets = _row_offsets(build, found, width, spare)
+    places = _row_places(build, found, width)
+    weights: dict[str, ir.Value] = {}
+    for bank, offset, place in zip(found, offsets, places, strict=True):
+        value = build.op("Reshape", build.join(pieces[id(bank)]), ints(-1, *bank.tail))
+        if place is not None:
+            value = build.op("Gather", value, place, axis=0)
+        value = build.op("Add", value, offset)
+        cut = build.pieces(value, [layer.rows for layer in bank.layers])
+        weights |= {layer.name: piece for layer, piece in zip(bank.layers, cut, strict=True)}
+    return weights
+
+
+def _row_codes(build: Builder, grids: Sequence[Grid]) -> tuple[ir.Value, ir.Value]:
+    """`b − 1` (int32) and `2ᵇ − z` (int8) of all rows, from one byte a row."""
+    bits = torch.cat([g.bits for g in grids]).numpy()
+    spare = 2**bits - torch.cat([g.zero for g in grids]).numpy()
+    if spare.min() < 0 or spare.max() > 2:
+        raise BitwrightError("a zero point is not 2ᵇ, 2ᵇ − 1 or 2ᵇ − 2: no grid of this library")
+    said = build.constant((8 * spare + bits - 1).astype(np.uint8))
+    above = build.op("BitShift", build.op("BitwiseAnd", said, u8(24)), u8(3), direction="RIGHT")
+    return (
+        build.op("Cast", build.op("BitwiseAnd", said, u8(7)), to=ir.DataType.INT32),
+        build.op("Cast", above, to=ir.DataType.INT8),
+    )
+
+
+def _row_scales(build: Builder, grids: Sequence[Grid], width: ir.Value) -> ir.Value:
+    """Steps of all rows' containers, float32: half the scale for b ≤ 7, the scale for 8."""
+    scale = torch.cat([g.scale for g in grids]).numpy()
+    value = build.constant(scale)
     if np.array_equal(scale.astype(np.float16).astype(np.float32), scale):
         value = build.op("Cast", build.constant(scale.astype(np.float16)), to=ir.DataType.FLOAT)
-    else:
-        value = build.constant(scale)
-    return build.pieces(value, [layer.rows for layer in layers])
+    step = np.array([0.5] * (MAX_BITS - 1) + [1.0], np.float32)
+    return build.op("Mul", value, build.op("Gather", step, width, axis=0))
 
 
-def _row_offsets(build: Builder, quantized: Quantized) -> dict[str, ir.Value]:
-    """What makes `2v − z` of each row's bytes, int8 [rows, 1, …]; one constant for each rank."""
-    found: dict[str, ir.Value] = {}
-    layers = quantized.network.layers
-    for rank in sorted({len(layer.shape) for layer in layers}):
-        members = [layer for layer in layers if len(layer.shape) == rank]
-        grids = [quantized.layers[layer.name].grid for layer in members]
-        zero = np.concatenate([g.zero.numpy() for g in grids])
-        bits = np.concatenate([g.bits.numpy() for g in grids])
-        offset = np.where(bits == MAX_BITS, 0, np.where(bits == 7, 128, 0) - zero).astype(np.int8)
-        constant = build.constant(offset.reshape(-1, *[1] * (rank - 1)))
-        cut = build.pieces(constant, [layer.rows for layer in members])
-        found |= {layer.name: piece for layer, piece in zip(members, cut, strict=True)}
-    return found
+def _row_offsets(
+    build: Builder, found: Sequence[Bank], width: ir.Value, spare: ir.Value
+) -> list[ir.Value]:
+    """What makes `2v − z` of each bank's bytes, int8 [rows, 1, …]."""
+    # bytes of 7 and 8 bits have their middle at 0 already
+    middle = np.array([-2, -4, -8, -16, -32, -64, 0, 0], np.int8)
+    offset = build.op("Add", build.op("Gather", middle, width, axis=0), spare)
+    ranks = sorted({len(bank.tail) for bank in found})
+    members = [[bank.rows for bank in found if len(bank.tail) == rank] for rank in ranks]
+    done: list[ir.Value] = []
+    for rank, rows, part in zip(
+        ranks, members, build.pieces(offset, [sum(rows) for rows in members]), strict=True
+    ):
+        done += build.pieces(build.op("Reshape", part, ints(-1, *[1] * rank)), rows)
+    return done
 
 
-def _row_places(
-    build: Builder, layers: Sequence[Layer], order: Mapping[str, Sequence[np.ndarray]]
-) -> dict[str, ir.Value]:
-    """For layers whose rows were sorted by width: where each row lies, int32 [rows]."""
-    mixed = [la for la in layers if len(order[la.name]) > 1]
-    mixed = [la for la in mixed if (np.diff(np.concatenate(order[la.name])) < 0).any()]
-    if not mixed:
-        return {}
-    places = [np.argsort(np.concatenate(order[la.name])) for la in mixed]
-    joined = np.concatenate(places)
-    narrow = joined.astype(np.uint8 if joined.max() < 256 else np.uint16)
-    if joined.max() >= 65536:
-        narrow = joined.astype(np.int32)
-    value = build.op("Cast", build.constant(narrow), to=ir.DataType.INT32)
-    cut = build.pieces(value, [la.rows for la in mixed])
-    return {layer.name: piece for layer, piece in zip(mixed, cut, strict=True)}
+def _row_places(build: Builder, found: Sequence[Bank], width: ir.Value) -> list[ir.Value | None]:
+    """Where each row of a bank lies once it is sorted by width, int64 [rows]; None if it is."""
+    mixed = [bool((bank.grid.bits.diff() < 0).any()) for bank in found]
+    if not any(mixed):
+        return [None] * len(found)
+    rows = [bank.rows for bank in found]
+    cut = build.pieces(_sorted_places(build, width, rows), rows)
+    return [piece if wanted else None for piece, wanted in zip(cut, mixed, strict=True)]
+
+
+def _sorted_places(build: Builder, width: ir.Value, rows: Sequence[int]) -> ir.Value:
+    """Where each row lies in its bank once that is sorted by width, int64 [Σ rows].
+
+    A sort by (bank, width, row): the row, because not every runtime's TopK keeps equal ones in
+    their order as ONNX wants it. The sort of that sort is its inverse.
+    """
+    total, starts = sum(rows), np.cumsum([0, *rows[:-1]])
+    key, first = build.op("Cast", width, to=ir.DataType.INT64), build.constant(ints(0))
+    if len(rows) > 1:
+        marks = build.op("Expand", ints(0), ints(total))
+        ones = build.op("Expand", ints(1), ints(len(rows) - 1))
+        marks = build.op("ScatterElements", marks, ints(*starts[1:]), ones, axis=0)
+        bank = build.op("CumSum", marks, np.array(0, np.int64))
+        key = build.op("Add", build.op("Mul", bank, np.array(8, np.int64)), key)
+        first = build.op("Gather", ints(*starts), bank, axis=0)
+    index = build.op("Range", *(np.array(v, np.int64) for v in (0, total, 1)))
+    place = build.op("Add", build.op("Mul", key, np.array(total, np.int64)), index)
+    for _ in range(2):
+        place = build.split("TopK", 2, place, ints(total), axis=0, largest=0, sorted=1)[1]
+    return build.op("Sub", place, first)

@@ -2,7 +2,7 @@
 
 Rows of 6 bits or fewer are always safe, `255 · (64 + 64) < 2¹⁵`; of rows of 7 and 8 bits those are
 not whose pairs of large weights meet. Depthwise convolutions are computed without pairs.
-See docs/decisions/0017-signed-containers.md.
+See docs/decisions/0022-signed-containers.md.
 """
 
 from __future__ import annotations

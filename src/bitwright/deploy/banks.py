@@ -1,0 +1,72 @@
+"""Banks: layers whose rows have one shape, unpacked together; a graph then has fewer nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from bitwright.arith.grid import MAX_BITS, Grid
+from bitwright.network import Layer
+from bitwright.quantize import Quantized
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Layers whose weights differ in the number of rows alone; they are unpacked as one.
+
+    Attributes:
+        layers: in the order of the network.
+        grid: of all rows.
+        codes: uint8 [rows, fan_in].
+    """
+
+    layers: tuple[Layer, ...]
+    grid: Grid
+    codes: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """How many channels."""
+        return len(self.codes)
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The weights' shape behind the rows."""
+        return self.layers[0].shape[1:]
+
+
+def banks(quantized: Quantized) -> list[Bank]:
+    """All layers by the shape of their rows, those of lower rank first."""
+    members: dict[tuple[int, ...], list[Layer]] = {}
+    for layer in quantized.network.layers:
+        members.setdefault(tuple(layer.shape[1:]), []).append(layer)
+    found = []
+    for tail in sorted(members, key=len):
+        stored = [quantized.layers[layer.name] for layer in members[tail]]
+        grid = Grid(*(torch.cat([getattr(s.grid, f.name) for s in stored]) for f in fields(Grid)))
+        codes = torch.cat([s.codes for s in stored]).numpy()
+        found.append(Bank(tuple(members[tail]), grid, codes))
+    return found
+
+
+def rows_by_width(found: Sequence[Bank]) -> dict[int, list[tuple[Bank, np.ndarray]]]:
+    """For each width in use, ascending: each bank with such rows, and their indexes."""
+    by_width: dict[int, list[tuple[Bank, np.ndarray]]] = {}
+    for bits in range(1, MAX_BITS + 1):
+        for bank in found:
+            rows = np.flatnonzero(bank.grid.bits.numpy() == bits)
+            if rows.size:
+                by_width.setdefault(bits, []).append((bank, rows))
+    return by_width
+
+
+def codes_by_width(found: Sequence[Bank]) -> dict[int, np.ndarray]:
+    """Flat uint8 codes of each width; those of 7 and 8 bits with the top bit turned over."""
+    codes = {}
+    for bits, members in rows_by_width(found).items():
+        flat = np.concatenate([bank.codes[rows].ravel() for bank, rows in members])
+        codes[bits] = flat ^ np.uint8(2 ** (bits - 1)) if bits >= 7 else flat
+    return codes
