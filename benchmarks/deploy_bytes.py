@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import deploy_networks
+import deploy_cases
 import harness
 import numpy as np
 
@@ -20,7 +20,7 @@ from bitwright import allocate, quantize
 from bitwright.curvature import Sensitivity
 from bitwright.deploy import artefact
 from bitwright.deploy.tensors import from_bytes
-from bitwright.network import Network, build
+from bitwright.network import Network
 from bitwright.quantize import Quantized, WeightTable
 
 #: the bar: at most SHARE × the floor + FREE bytes
@@ -58,9 +58,8 @@ def floor(path: Path, network: Network, bits: Mapping[str, np.ndarray]) -> int:
 
 def measure(rows: harness.Rows, quick: bool) -> None:
     """A row a network and mean width."""
-    for name in deploy_networks.QUICK if quick else deploy_networks.ROSTER:
-        model, x = deploy_networks.ROSTER[name]()
-        network = build(model, x)
+    for name in deploy_cases.QUICK if quick else deploy_cases.ROSTER:
+        network, x = deploy_cases.captured(name)
         tables = quantize.weight_tables(network)
         edges = quantize.calibrate(network, x)
         for mean in (2, 3, 4, None):

