@@ -3,9 +3,9 @@
     python benchmarks/quality.py [--data-root DIR] [--quick] [--only weights,activations,…]
 
 Parts: `weights` (ResNet-20 at 4, 3 and 2 mean bits, float activations), `activations` (the same
-with 8 bits of activations, and 4 with 4), `mobilenet` (MobileNetV2, 4 bits, 8 of activations) and
+with 8 bits of activations, and 4 with 4), `mobilenet` (MobileNetV2, 4 bits, 8 of activations),
 `finetune` (ResNet-20 at 2 bits with 4 of activations, trained on the 8,068 images with distillation
-and augmentation). `quality_peers.py` measures the peers; a case that a peer took part in is held
+and augmentation) and `ablation` (what each step buys). `quality_peers.py` measures the peers; a case that a peer took part in is held
 against the best of them in `results/quality.json`.
 
 Points of accuracy come with the standard error of the paired difference, image by image, and fail
@@ -23,6 +23,7 @@ from typing import Any
 import harness
 import main_job
 import networks
+import quality_ablation
 import torch
 from peers import cases
 from torch import Tensor
@@ -201,11 +202,17 @@ def finetune(rows: harness.Rows, quick: bool) -> None:
     add(rows, "ResNet-20, W 2 / A4, fine-tuned", found, 0.08, 1.5)
 
 
+def ablation(rows: harness.Rows, quick: bool) -> None:
+    """What each step buys."""
+    quality_ablation.measure(rows, task(cases.R20), judged, quick)
+
+
 PARTS = {
     "weights": weights,
     "activations": activations,
     "mobilenet": mobilenet,
     "finetune": finetune,
+    "ablation": ablation,
 }
 
 if __name__ == "__main__":
