@@ -5,8 +5,8 @@
 Parts: `weights` (ResNet-20 at 4, 3 and 2 mean bits, float activations), `activations` (the same
 with 8 bits of activations, and 4 with 4), `mobilenet` (MobileNetV2, 4 bits, 8 of activations),
 `finetune` (ResNet-20 at 2 bits with 4 of activations, trained on the 8,068 images with distillation
-and augmentation) and `ablation` (what each step buys). `quality_peers.py` measures the peers; a case that a peer took part in is held
-against the best of them in `results/quality.json`.
+and augmentation) and `ablation` (what each step buys). `quality_peers.py` measures the
+peers; a case that a peer took part in is held against the best of them in `results/quality.json`.
 
 Points of accuracy come with the standard error of the paired difference, image by image, and fail
 only where they are beyond the bar by more than that.

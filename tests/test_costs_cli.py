@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +15,11 @@ from bitwright.cost import LayerShape, Machine, Row, Timing, forms, latency, tab
 from pipeline import tiny
 from pipeline.tiny import call, given, refused
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 MACHINE = Machine("Chip 3", "x86_64", 2, "onnxruntime 1.31.1", 1)
 #: multiply-accumulates of one row: 64 positions of 8·9 weights, 16 of 12·72, and 48
 MACS = 64 * 72 + 16 * 864 + 48
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with tiny.quickly():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,6 @@ import bitwright
 from bitwright import BitwrightError
 from bitwright.pipeline.search import Workbench
 from pipeline import tiny
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with tiny.quickly():
-        yield
 
 
 @pytest.fixture(scope="module")
