@@ -215,15 +215,13 @@ def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantiz
     first = found.differing[0]
     assert first.name == (clip.name if clip is not None else layer.calls[0])
     assert first.max_step >= 1 and 0 < first.fraction <= 1
-    order = [e.name for e in quantized.network.edges]
-    assert [d.name for d in found.differing] == sorted(
-        (d.name for d in found.differing), key=order.index
-    )
     assert first.layer == layer.name and first.reason == ""
     assert set(found.to_dict()["differing"][0]) == {
         *("name", "layer", "fraction", "max_step", "where", "expected", "found", "reason")
     }
-    assert found.differing[1].reason.startswith("follows from ")
+    # what follows is compared with what the reference makes of the tensor that differs
+    assert len(found.differing) == 1 and found.equal == found.tensors - 1
+    assert found.output_error > 0 or found.same_class < 1
 
 
 def test_a_changed_scale_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):

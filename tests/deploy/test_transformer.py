@@ -95,6 +95,6 @@ def test_a_difference_names_layer_index_and_values(encoder: tuple[Quantized, Ten
     first = found[0]
     assert first.name == "gelu" and first.where[-1] == 3 and len(first.where) == 3
     assert first.expected != first.found and "computed in float32" in first.reason
-    assert all(d.reason.startswith("follows from ") for d in found[1:])
+    assert len(found) == 1  # what follows is the same of the same
     assert first.name in str(first) and f"{first.expected} expected" in str(first)
     assert not agree(quantized, quantized, ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def differences(quantized: Quantized, tallies: Mapping[str, Tally]) -> tuple[Dif
                 where=tally.where,
                 expected=tally.values[0],
                 found=tally.values[1],
-                reason=_reason(node, producer, {d.name for d in found}, tallies),
+                reason=_reason(node, producer),
             )
         )
     return tuple(found)
@@ -126,29 +126,10 @@ _REASONS: dict[Any, str] = {
 }
 
 
-def _reason(node: Node, producer: Node, before: Collection[str], edges: Collection[str]) -> str:
-    """Why an element may differ by a step: an earlier difference, or float32 rounding."""
-    sources = _edges_behind(producer, edges)
-    earlier = [name for name in sources if name in before]
-    if earlier:
-        return f"follows from {earlier[0]}"
+def _reason(node: Node, producer: Node) -> str:
+    """Why an element may differ by a step though what it is computed from does not."""
     if node.op == "placeholder" or producer.target in LAYERS:
         return ""  # exact integers and one rounding: nothing may differ
     if producer.target in VALUE_PRESERVING:
         return ""
     return _REASONS.get(producer.target, f"{_operation(producer)} is computed in float32")
-
-
-def _edges_behind(node: Node, edges: Collection[str]) -> list[str]:
-    """The nearest stored tensors that `node` is computed from, through float operations."""
-    found, seen, waiting = [], {node}, list(node.all_input_nodes)
-    while waiting:
-        source = waiting.pop()
-        if source in seen:
-            continue
-        seen.add(source)
-        if source.name in edges:
-            found.append(source.name)
-        else:
-            waiting.extend(source.all_input_nodes)
-    return found

@@ -11,7 +11,7 @@ fused multiply-adds on unsigned inputs), `QLinearAveragePool` (float32 sum in re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,16 +95,21 @@ class IntegerNetwork(nn.Module):
         return self.trace(x)
 
     @torch.no_grad()
-    def trace(self, x: Tensor, note: Callable[[str, Stored], None] | None = None) -> Any:
-        """Outputs; `note` receives each edge's name and integers as they are computed."""
+    def trace(self, x: Tensor, note: Callable[[str, Stored], Tensor | None] | None = None) -> Any:
+        """Outputs; `note` receives each edge's name and integers as they are computed.
+
+        What it returns, unless None, takes their place in all that follows.
+        """
+
+        def noted(name: str, value: Stored) -> Stored:
+            other = note(name, value) if note else None
+            return value if other is None else replace(value, q=other)
 
         def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             value = self._compute(node, args, kwargs)
             grid = self._grids.get(node.name)
             if grid is not None:
-                value = _store(value, grid)
-                if note:
-                    note(node.name, value)
+                value = noted(node.name, _store(value, grid))
             elif isinstance(value, Accumulator) and not self._waits(node):
                 value = _release(value)
             return value
@@ -113,10 +118,7 @@ class IntegerNetwork(nn.Module):
             grid = self._grids.get(node.name)
             if grid is None:
                 return value
-            stored = quantize(value, grid)
-            if note:
-                note(node.name, stored)
-            return stored
+            return noted(node.name, quantize(value, grid))
 
         result = run(self.quantized.network.module, x, call, enter=enter)
         return torch.utils._pytree.tree_map_only(Stored, Stored.float, result)
