@@ -63,7 +63,7 @@ def best_peer(title: str, case: str) -> tuple[str, float | None]:
     """The lowest KL of any peer in a case of the kept results, and whose."""
     path = harness.HERE / "results" / "quality.json"
     content = json.loads(path.read_text()) if path.is_file() else {}
-    for row in content.get("peers", {}).get("rows", []):
+    for row in content.get(f"peers {title}", {}).get("rows", []):
         if row["name"] == f"lowest KL of the peers, {title}, {case}":
             return row["peer"], row["value"]
     return "", None

@@ -1,9 +1,9 @@
 """What the peers reach on the cases of `quality.py`; kept in its results.
 
-    python benchmarks/quality_peers.py [--data-root DIR] [--quick] [--only peers,tried]
+    python benchmarks/quality_peers.py [--data-root DIR] [--quick] [--only PART]
 
-Parts: `peers` (each peer at the settings with which it did best) and, only where asked for, `tried`
-(the other settings). Each peer runs in an environment of its own under `build/peers`, which the
+Parts: `peers ResNet-20`, `peers MobileNetV2` (each peer at the settings with which it did best)
+and, only where asked for, `tried` (the other settings). Each peer runs in an environment of its own under `build/peers`, which the
 first run makes; answers are kept there too, and a second run computes nothing.
 
 Bits are counted over all weights of convolutions and linear layers, each at its own width, without
@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import harness
 import numpy as np
@@ -83,10 +84,12 @@ def report(rows: harness.Rows, contenders: Iterable[cases.Contender]) -> None:
         rows.add(f"lowest KL of the peers, {cases.TITLES[network]}, {case.name}", kl, peer=peer)
 
 
-def peers(rows: harness.Rows, quick: bool) -> None:
+def peers(network: str, rows: harness.Rows, quick: bool) -> None:
     """Each peer at its best settings; quick: 8 bits of ResNet-20 alone."""
-    short = cases.of(cases.R20, cases.W8A8, cases.CONTENDERS)
-    report(rows, short if quick else cases.CONTENDERS)
+    chosen = [c for c in cases.CONTENDERS if c.network == network]
+    if quick:
+        chosen = cases.of(cases.R20, cases.W8A8, chosen)
+    report(rows, chosen)
 
 
 def tried(rows: harness.Rows, quick: bool) -> None:
@@ -94,14 +97,17 @@ def tried(rows: harness.Rows, quick: bool) -> None:
     report(rows, cases.TRIED[: 1 if quick else None])
 
 
-PARTS: dict[str, Callable[[harness.Rows, bool], None]] = {"peers": peers, "tried": tried}
+PARTS: dict[str, Callable[[harness.Rows, bool], None]] = {
+    **{f"peers {title}": partial(peers, name) for name, title in cases.TITLES.items()},
+    "tried": tried,
+}
 
 
 def main() -> None:
-    """Run the parts asked for, `peers` if none is."""
+    """Run the parts asked for, all but `tried` if none is."""
     chosen = harness.options(__doc__ or "")
     rows = harness.Rows("quality", chosen.quick)
-    for part in chosen.only.split(",") if chosen.only else ["peers"]:
+    for part in chosen.only.split(",") if chosen.only else [p for p in PARTS if p != "tried"]:
         PARTS[part](rows, chosen.quick)
         rows.save(part)
 

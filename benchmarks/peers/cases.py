@@ -84,6 +84,8 @@ INPUTS = {**QRONOS, "backend": "layerwise"}
 NEAREST = {"rounding": "nearest"}
 GPTQ = {"rounding": "gptq", "rows": 256}
 LEARNED = {"rounding": "learned", "rows": 256, "iterations": 500, "batch": 8, "rate": 0.01}
+#: the last layer of MobileNetV2 has a third of its weights, the depthwise ones 2 %
+NARROW = {**GPTQ, "backend": "layerwise", "last": None, "depthwise": 8}
 WIDTHS = {"widths": [8, 6, 5, 4, 3, 2]}
 GRADIENT = {**WIDTHS, "epochs": 20, "rows": 512, "batch": 16}
 
@@ -99,6 +101,8 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(R20, W3A8, "brevitas", INPUTS),
     Contender(R20, W2A8, "brevitas", INPUTS),
     Contender(R20, W4A4, "brevitas", {**INPUTS, "act_scale": "mse"}),
+    Contender(MOBILE, W4A8, "brevitas", NARROW),
+    Contender(MOBILE, W4A8, "mct", WIDTHS),
 )
 TRIED: tuple[Contender, ...] = (
     Contender(R20, W4, "brevitas", {**NEAREST, "scale": "mse"}),
