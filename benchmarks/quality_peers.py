@@ -3,8 +3,9 @@
     python benchmarks/quality_peers.py [--data-root DIR] [--quick] [--only PART]
 
 Parts: `peers ResNet-20`, `peers MobileNetV2` (each peer at the settings with which it did best)
-and, only where asked for, `tried` (the other settings). Each peer runs in an environment of its own under `build/peers`, which the
-first run makes; answers are kept there too, and a second run computes nothing.
+and, only where asked for, `tried` (the other settings). Each peer runs in an environment of its own
+under `build/peers`, which the first run makes; answers are kept there too, and a second run
+computes nothing.
 
 Bits are counted over all weights of convolutions and linear layers, each at its own width, without
 scales and biases; a peer with its ends at 8 bits is a little over the case's budget, and says so.
