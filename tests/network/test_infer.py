@@ -19,6 +19,7 @@ ROW: tuple[int, ...] = (4, 6, 6)
 PARAMETERS = {
     "w1": torch.rand(4, 4, 3),
     "w2": torch.rand(4, 4, 3, 3),
+    "w3": torch.rand(4, 4, 1, 3, 3),
     "w": torch.rand(5, 6),
     "b": torch.rand(4),
     "b5": torch.rand(5),
@@ -175,6 +176,8 @@ BOMBS = {
     "a list doubled": [[0, "py.add", [[1] * 9, [1] * 9]]],
     "an item of a number": [[0, "py.getitem", [IT, 0]]],
     "more axes than there are": [[0, "aten.reshape.default", [IT, [2, 144, *[1] * 40]]]],
+    "weights of more axes": [[0, "aten.conv2d.default", [IT, p("w3"), p("b"), [1, 1], [1, 1]]]],
+    "weights of fewer axes": [[0, "aten.linear.default", [IT, p("six")]]],
     "weights of another type": [[0, "aten.layer_norm.default", [IT, [6], p("half"), p("half")]]],
 }  # fmt: skip
 

@@ -21,6 +21,8 @@ from bitwright.network.run import run
 #: pieces one operation may cut a tensor into, and axes that a tensor may have
 _PIECES, _AXES = 4096, 16
 _LARGEST = 2**63
+#: axes of a layer's weight; convolutions have rows of as many
+_RANKS = {"linear": 2, "conv1d": 3, "conv2d": 4}
 #: operations that want one type, which the meta device does not mind
 _ONE_TYPE = {
     *LAYERS,
@@ -70,7 +72,12 @@ def infer(module: GraphModule, input_shape: tuple[int, ...]) -> None:
 def _check(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if node.target in _ONE_TYPE and len({a.dtype for a in args if isinstance(a, Tensor)}) > 1:
         raise ValueError(f"{node.name} mixes types of numbers")
-    if node.target is operator.getitem:
+    if node.target in LAYERS:
+        x, weight = args[:2]
+        rank = _RANKS[LAYERS[node.target]]
+        if weight.ndim != rank or (rank > 2 and x.ndim != rank):
+            raise ValueError(f"{node.name} has {weight.ndim} axes of weights and {x.ndim} of input")
+    elif node.target is operator.getitem:
         container, index = args
         if not isinstance(container, tuple | list) or not isinstance(index, int):
             raise ValueError(f"{node.name} takes an item of a {type(container).__name__}")
