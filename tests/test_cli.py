@@ -66,6 +66,7 @@ def test_the_public_names():
         "__version__",
         "compress",
         "convert",
+        "hessian_norm",
         "load",
         "prepare",
         "saga",
