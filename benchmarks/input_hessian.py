@@ -16,10 +16,22 @@ Fashion-MNIST is read from the Debian package `dataset-fashion-mnist`. Trained n
 from __future__ import annotations
 
 import harness
-import input_hessian_parts
-import input_hessian_quantized
+import input_hessian_checks as checks
+import input_hessian_parts as parts
+from input_hessian_quantized import quantized
+from input_hessian_radius import radius
 
-PARTS = input_hessian_parts.PARTS | {"quantized": input_hessian_quantized.quantized}
+PARTS = {
+    "exact": checks.exact,
+    "cost": checks.cost,
+    "tune-mnist": parts.tune("mnist"),
+    "tune-fashion": parts.tune("fashion"),
+    "mnist": parts.robust("mnist"),
+    "fashion": parts.robust("fashion"),
+    "masking": parts.masking,
+    "radius": radius,
+    "quantized": quantized,
+}
 
 if __name__ == "__main__":
     harness.run("input_hessian", __doc__ or "", PARTS)

@@ -1,4 +1,4 @@
-"""Attacks by the Adversarial Robustness Toolbox, and the smallest one found. For `input_hessian.py`.
+"""Attacks by the Adversarial Robustness Toolbox, the smallest one found. For `input_hessian.py`.
 
 AutoPGD (Croce and Hein, arXiv 2003.01690) with the cross-entropy and with the difference of logits
 are AutoAttack's white-box pair for networks without defences of their own; Square (arXiv

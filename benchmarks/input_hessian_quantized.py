@@ -9,8 +9,8 @@ import input_hessian_attacks as attacks
 import numpy as np
 import torch
 from harness import Rows
-from input_hessian_nets import BATCH, accuracy, held, images, penalized
-from input_hessian_parts import METHODS, chosen, nets, seeds
+from input_hessian_nets import BATCH, accuracy, held, images, penalized, seeds
+from input_hessian_parts import METHODS, chosen, nets
 from torch import Tensor, nn
 
 from bitwright.data import Data
