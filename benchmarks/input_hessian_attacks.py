@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 LOSSES = ("cross_entropy", "difference_logits_ratio")
 NORMS = {"L2": 2, "Linf": np.inf}
-RADII = {"L2": (0.5, 1.0, 1.5, 2.0), "Linf": (0.03, 0.06, 0.1, 0.15)}
+RADII = {
+    "mnist": {"L2": (1.0, 1.5, 2.0, 2.5), "Linf": (0.06, 0.1, 0.15)},
+    "fashion": {"L2": (0.5, 1.0, 1.5, 2.0), "Linf": (0.03, 0.06, 0.1)},
+}
 
 
 def classifier(net: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from input_hessian_nets import LOSS, SEEDS, held, network, penalized
 from torch import Tensor, nn
 
 import bitwright
-from bitwright.train import Directions, input_hessian
+from bitwright.train import Directions, loss_and_hessian_norm
 
 
 def exact(out: Rows, quick: bool) -> None:
@@ -53,7 +53,7 @@ def cost(out: Rows, quick: bool) -> None:
     piecewise: dict[str, Callable[[nn.Module], Tensor]] = {
         "plain": lambda net: LOSS(net(x), y),
         "hessian": _step("hessian", x, y),
-        "gradient squared": _step("gradient squared", x, y),
+        "gradient": _step("gradient", x, y),
     }
     smooth = {"plain": piecewise["plain"]} | {
         product: _product_step(product, x, y) for product in ("hessian", "difference")
@@ -67,7 +67,7 @@ def cost(out: Rows, quick: bool) -> None:
         for step, value in times.items():
             if step == "plain":
                 continue
-            ours = step != "gradient squared"
+            ours = step != "gradient"
             ratio = value / times["plain"]
             out.add(f"step with {step} by a plain one: {name}", ratio, f"<= {bar}" if ours else "",
                     ratio <= bar if ours else None, plain_ms=1e3 * times["plain"])  # fmt: skip
@@ -90,7 +90,7 @@ def _product_step(product: str, x: Tensor, y: Tensor) -> Callable[[nn.Module], T
     kept, index = Directions(len(x)), torch.arange(len(x))
 
     def act(net: nn.Module) -> Tensor:
-        loss, norms = input_hessian.loss_and_hessian_norm(
+        loss, norms = loss_and_hessian_norm(
             net, LOSS, x, y, iterations=0, product=product, start=kept[index]
         )
         return loss + 0.1 * norms.mean()
@@ -101,7 +101,7 @@ def _product_step(product: str, x: Tensor, y: Tensor) -> Callable[[nn.Module], T
 def _times(
     net: nn.Module, steps: dict[str, Callable[[nn.Module], Tensor]], turns: int
 ) -> dict[str, float]:
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=True)
     seen: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(turns):
         for name, step in steps.items():

@@ -70,7 +70,7 @@ def finetuned(net: nn.Module, data: str, penalty: str, seed: int, quick: bool) -
     optimizer = torch.optim.Adam(small.groups(1e-3))
     for index in torch.randperm(rows, generator=generator).split(BATCH):
         optimizer.zero_grad()
-        strength = chosen(data, quick)["hessian"][1]
+        strength = chosen(data, quick)["hessian"]
         penalized(small, penalty, strength, x[index], y[index], kept, index).backward()
         optimizer.step()
     return Trainable(small.quantized()).eval()

@@ -7,6 +7,7 @@ from bitwright.train.input_hessian import (
     frobenius_squared,
     gradient_norm,
     hessian_norm,
+    loss_and_gradient_norm,
     loss_and_hessian_norm,
 )
 from bitwright.train.order import hawq_order, stages
@@ -25,6 +26,7 @@ __all__ = [
     "hawq_order",
     "head_of",
     "hessian_norm",
+    "loss_and_gradient_norm",
     "loss_and_hessian_norm",
     "refit_head",
     "saga",

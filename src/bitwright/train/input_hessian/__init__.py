@@ -7,7 +7,7 @@ of which only the abstract is known to us; the rest is our reconstruction
 
 from bitwright.train.input_hessian.directions import Directions, Start
 from bitwright.train.input_hessian.frobenius import frobenius_squared
-from bitwright.train.input_hessian.gradient import gradient_norm
+from bitwright.train.input_hessian.gradient import gradient_norm, loss_and_gradient_norm
 from bitwright.train.input_hessian.operator_norm import hessian_norm, loss_and_hessian_norm
 from bitwright.train.input_hessian.products import Difference, Exact, GaussNewton
 from bitwright.train.input_hessian.radius import logistic_radius, quadratic_radius
@@ -22,6 +22,7 @@ __all__ = [
     "gradient_norm",
     "hessian_norm",
     "logistic_radius",
+    "loss_and_gradient_norm",
     "loss_and_hessian_norm",
     "quadratic_radius",
 ]
