@@ -62,6 +62,7 @@ def test_the_public_names():
         "__version__",
         "compress",
         "convert",
+        "hessian_norm",
         "load",
         "prepare",
         "saga",

@@ -7,7 +7,7 @@ from bitwright.deploy import IntegerNetwork, Verification
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import Result, Settings, compress, convert, load, prepare
 from bitwright.task import Task
-from bitwright.train import Trainable, saga
+from bitwright.train import Trainable, hessian_norm, saga
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "compress",
     "convert",
+    "hessian_norm",
     "load",
     "prepare",
     "saga",

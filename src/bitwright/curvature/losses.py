@@ -90,11 +90,12 @@ class Block:
         Softmax: `S = √a (diag(√p) − p √pᵀ)` at each position; diagonal: `S = diag(√d)`.
         """
         signs = signs.reshape(self.shape)
-        root = self.scale.sqrt()
+        # gradients of the roots stay finite where a scale or a probability underflows
+        root = self.scale.clamp(min=torch.finfo(self.scale.dtype).tiny).sqrt() * (self.scale > 0)
         if self.logits is None:
             return (signs.to(root.dtype) * root).flatten(1)
         p = self.logits.softmax(-1)
-        drawn = p.sqrt() * signs.to(p.dtype)
+        drawn = (0.5 * self.logits.log_softmax(-1)).exp() * signs.to(p.dtype)
         return (root * (drawn - p * drawn.sum(-1, keepdim=True))).flatten(1)
 
     def quadratic(self, change: Tensor) -> Tensor:
