@@ -155,7 +155,7 @@ class IntegerNetwork(nn.Module):
         stored = self.quantized.layers[layer.name]
         weight = getattr(self, f"q{self._index[layer.name]}")
         bias = integer_bias(stored, x.grid)
-        sums = _exact_sums(node, x.q - x.grid.zero, weight, bias, args[3:])
+        sums = exact_sums(node, x.q - x.grid.zero, weight, bias, args[3:])
         scale = f32(x.grid.scale) * getattr(self, f"scale{self._index[layer.name]}")
         return Accumulator(sums, scale, -1 if layer.kind == "linear" else 1)
 
@@ -165,7 +165,7 @@ class IntegerNetwork(nn.Module):
         return node.target(args[0], weight, stored.bias, *args[3:])  # type: ignore[operator]
 
 
-def _exact_sums(
+def exact_sums(
     node: Node, x: Tensor, weight: Tensor, bias: Tensor, rest: tuple[Any, ...]
 ) -> Tensor:
     """The layer's integer accumulators, exact, as float64.
