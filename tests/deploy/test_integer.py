@@ -17,9 +17,9 @@ from bitwright.deploy import IntegerNetwork
 from bitwright.deploy.integer import (
     Stored,
     _add,
-    exact_sums,
     _global_average,
     _mul,
+    exact_sums,
     integer_bias,
     quantize,
 )

@@ -5,15 +5,16 @@ point). The sum of any subset of the products, so every partial sum in every ord
 
     −R⁻ = low · Σ w⁺ − high · Σ w⁻    and    R⁺ = high · Σ w⁺ − low · Σ w⁻ ,
 
-w⁺ = max(w, 0), w⁻ = max(−w, 0), and both ends are reached by the whole sum (x_i = high where w_i > 0
-and low elsewhere, or the other way round). So the bound is exact: rows within it never overflow
-whatever comes in, and of others some input does. With low = 0, after a ReLU, it is
+w⁺ = max(w, 0), w⁻ = max(−w, 0), and both ends are reached by the whole sum (x_i = high where
+w_i > 0 and low elsewhere, or the other way round). So the bound is exact: rows within it never
+overflow whatever comes in, and of others some input does. With low = 0, after a ReLU, it is
 `max(Σ w⁺, Σ w⁻) · high`: A2Q+'s (arXiv 2401.10432) without its centred weights, and half of A2Q's
 `‖w‖₁ · high` (arXiv 2308.13504, eq. 5) where signs balance. With low < 0 that product is no bound.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,19 @@ class Accumulator:
             torch.as_tensor(low).double() / self.lowest,
             torch.as_tensor(high).double() / self.highest,
         )
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """An accumulator that layers must not be able to overflow.
+
+    Attributes:
+        accumulator: of all of them.
+        inputs: layer name -> the least and the greatest integer it can read, zero point taken off.
+    """
+
+    accumulator: Accumulator
+    inputs: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)

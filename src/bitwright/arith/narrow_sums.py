@@ -56,28 +56,46 @@ def narrow_sums(x: Ints, w: Ints, accumulator: Accumulator) -> Ints:
 
 
 @_exact
-def _met(
-    x: Narrow, w: Narrow, step: int, fresh: bool, limits: tuple[int, int], found: Ints
-) -> None:
+def _partial(x: Narrow, w: Narrow, limits: tuple[int, int], found: Ints) -> None:
+    """Every partial sum; products with zero change none."""
     rows = w.shape[1]
-    total = np.zeros(rows, np.int32)
+    total, least, most = (np.zeros(rows, np.int32) for _ in range(3))
     for i in range(x.shape[0]):
-        least, most = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        total[:] = 0
+        total[:], least[:], most[:] = 0, 0, 0
         for k in range(x.shape[1]):
-            if fresh and k % step == 0:
-                total[:] = 0
             value = x[i, k]
+            if value == 0:
+                continue
             for row in range(rows):
-                total[row] += value * w[k, row]
-            if (k + 1) % step == 0 or k + 1 == x.shape[1]:
-                for row in range(rows):
-                    least[row] = min(least[row], total[row])
-                    most[row] = max(most[row], total[row])
-        for row in range(rows):
-            found[0, row] = min(found[0, row], least[row])
-            found[1, row] = max(found[1, row], most[row])
-            found[2, row] += least[row] < limits[0] or most[row] > limits[1]
+                now = np.int32(total[row] + np.int32(value * w[k, row]))
+                total[row] = now
+                least[row] = min(least[row], now)
+                most[row] = max(most[row], now)
+        _keep(least, most, limits, found)
+
+
+@_exact
+def _neighbours(x: Narrow, w: Narrow, limits: tuple[int, int], found: Ints) -> None:
+    """Every sum of two neighbours, an odd last one by itself."""
+    rows = w.shape[1]
+    least, most = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    for i in range(x.shape[0]):
+        least[:], most[:] = 0, 0
+        for k in range(0, x.shape[1] - 1, 2):
+            a, b = x[i, k], x[i, k + 1]
+            for row in range(rows):
+                now = np.int32(np.int32(a * w[k, row]) + np.int32(b * w[k + 1, row]))
+                least[row] = min(least[row], now)
+                most[row] = max(most[row], now)
+        _keep(least, most, limits, found)
+
+
+@_exact
+def _keep(least: Narrow, most: Narrow, limits: tuple[int, int], found: Ints) -> None:
+    for row in range(len(least)):
+        found[0, row] = min(found[0, row], least[row])
+        found[1, row] = max(found[1, row], most[row])
+        found[2, row] += least[row] < limits[0] or most[row] > limits[1]
 
 
 def met(x: Ints, w: Ints, accumulator: Accumulator) -> tuple[Ints, Ints, Ints]:
@@ -89,14 +107,12 @@ def met(x: Ints, w: Ints, accumulator: Accumulator) -> tuple[Ints, Ints, Ints]:
         The least and the greatest number, 0 among them, and how many of the n sums meet one that
         does not fit; int64 [rows] each.
     """
-    pairs = accumulator.kind == "pairs"
     found = np.zeros((3, len(w)), np.int64)
-    _met(
-        np.ascontiguousarray(x, np.int32),
-        np.ascontiguousarray(w.T, np.int32),
-        2 if pairs else 1,
-        pairs,
-        (accumulator.lowest, accumulator.highest),
-        found,
-    )
+    x, w = np.asarray(x, np.int32), np.asarray(w, np.int32)
+    kernel = _partial
+    if accumulator.kind == "pairs":
+        kernel, odd = _neighbours, ((0, 0), (0, x.shape[1] % 2))
+        x, w = np.pad(x, odd), np.pad(w, odd)
+    limits = accumulator.lowest, accumulator.highest
+    kernel(np.ascontiguousarray(x), np.ascontiguousarray(w.T), limits, found)
     return found[0], found[1], found[2]

@@ -92,9 +92,9 @@ def layer_inputs(network: IntegerNetwork, x: Tensor) -> list[tuple[Layer, Node, 
     nodes = {n.name: n for n in captured.module.graph.nodes}
     calls = [(layer, nodes[name]) for layer in captured.layers for name in layer.calls]
     return [
-        (layer, node, notes[node.args[0].name])  # type: ignore[union-attr]
+        (layer, node, notes[node.args[0].name])
         for layer, node in calls
-        if node.args[0].name in notes  # type: ignore[union-attr]
+        if node.args[0].name in notes
     ]
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bitwright.arith.accumulator import Accumulator, reach
-from bitwright.arith.grid import MAX_BITS, Grid, dequantize, round_scale
-from bitwright.arith.project import round_within
+from bitwright.arith.grid import Grid, dequantize, round_scale
+from bitwright.arith.project import allowed_sums, round_within
 from bitwright.network import Layer, Network
 from bitwright.overflow.operands import input_ranges, of_layer, weight_integers
 from bitwright.quantize import EdgeGrid, QuantizedLayer
@@ -39,22 +39,35 @@ def guaranteed(
     layers: Mapping[str, QuantizedLayer],
     edges: Mapping[int, EdgeGrid],
     accumulator: Accumulator,
+    targets: Mapping[str, Tensor] | None = None,
 ) -> dict[str, QuantizedLayer]:
     """The layers with every row that could overflow rounded again; the others as they are.
 
     Widths stay; correct afterwards (:func:`bitwright.quantize.correct` changes no integer).
+
+    Args:
+        network: captured network; layers: stored; edges: grids of the activations.
+        accumulator: that no sum may leave.
+        targets: layer name -> the weights to round, [rows, fan_in]; the stored ones where missing.
     """
+    matrices = targets or {}
     found = dict(layers)
     ranges = input_ranges(network, edges)
     for layer in network.layers:
         if layer.name in ranges:
             within, stored = ranges[layer.name], layers[layer.name]
-            found[layer.name] = guaranteed_layer(layer, stored, within, accumulator)
+            found[layer.name] = guaranteed_layer(
+                layer, stored, within, accumulator, matrices.get(layer.name)
+            )
     return found
 
 
 def guaranteed_layer(
-    layer: Layer, stored: QuantizedLayer, within: tuple[int, int], accumulator: Accumulator
+    layer: Layer,
+    stored: QuantizedLayer,
+    within: tuple[int, int],
+    accumulator: Accumulator,
+    target: Tensor | None = None,
 ) -> QuantizedLayer:
     """One layer, for inputs `within` a range; as :func:`guaranteed`."""
     exposed = excess(layer, stored, within, accumulator) > 1
@@ -62,7 +75,8 @@ def guaranteed_layer(
         return stored
     if accumulator.kind == "pairs":
         return _wider(layer, stored, within, accumulator)
-    matrix, bits = stored.matrix()[exposed], stored.grid.bits[exposed]
+    matrix = (stored.matrix() if target is None else target)[exposed]
+    bits = stored.grid.bits[exposed]
     codes, grid = fit_within(matrix.double(), bits, within, accumulator)
     return _replaced(stored, exposed, codes, grid)
 
@@ -137,34 +151,6 @@ def fit_within(
     return codes, Grid(bits, scale, 2 * half)
 
 
-def allowed_sums(
-    rounded: Tensor, within: tuple[int, int], accumulator: Accumulator
-) -> tuple[Tensor, Tensor]:
-    """P and N, float64 [rows]: sums of positive and of negative integers that cannot overflow.
-
-    With low = 0 each has a bound of its own. With low < 0 they share one, and both shrink by the
-    same factor from what rounding to nearest gives.
-
-    Args:
-        rounded: integers [rows, K], before anything shrinks.
-        within: low and high of the inputs; accumulator: that has to hold.
-    """
-    low, high = within
-    plus, minus = rounded.clamp(min=0).sum(1), (-rounded).clamp(min=0).sum(1)
-    if high == 0 and low == 0:
-        return plus, minus
-    if low == 0:
-        most, least = (
-            torch.tensor(v // high).to(plus) for v in (accumulator.highest, -accumulator.lowest)
-        )
-        return plus.clamp(max=most), minus.clamp(max=least)
-    up, down = high * plus - low * minus, high * minus - low * plus
-    share = torch.minimum(
-        accumulator.highest / up.clamp(min=1), -accumulator.lowest / down.clamp(min=1)
-    ).clamp(max=1)
-    return (share * plus).floor(), (share * minus).floor()
-
-
 def squared_errors(matrix: Tensor, codes: Tensor, grid: Grid) -> Tensor:
     """‖Q(w) − w‖² of every row, float64."""
     return (dequantize(codes, grid).double() - matrix.double()).square().sum(1)
@@ -174,15 +160,3 @@ def _explained(matrix: Tensor, q: Tensor) -> Tensor:
     """What the best scale leaves out of ‖w‖²: `⟨w, q⟩² / ‖q‖²`."""
     common = (matrix * q).sum(1).clamp(min=0)
     return common.square() / q.square().sum(1).clamp(min=1)
-
-
-__all__ = [
-    "MAX_BITS",
-    "allowed_sums",
-    "excess",
-    "fit_within",
-    "guaranteed",
-    "guaranteed_layer",
-    "squared_errors",
-    "with_zero",
-]

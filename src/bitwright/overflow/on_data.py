@@ -1,8 +1,8 @@
 """Range factors that leave no overflow on data: OAQ's α, found channel by channel in closed form.
 
 OAQ (arXiv 2005.13297) raises a layer's α while there are overflows and lowers it while there are
-none. What the accumulator met says at once where that ends: `α ← α · met / limit`. So α is found for
-every channel by itself, in a few passes; activations keep their widths, as the loss is far more
+none. What the accumulator met says at once where that ends: `α ← α · met / limit`. So α is found
+for every channel by itself, in a few passes; activations keep their widths, as the loss is far more
 sensitive to theirs (docs/decisions/0031-overflow.md).
 """
 
@@ -68,9 +68,7 @@ def fit_to_data(
         if history[-1] == 0 and turn > 1:
             break
         factors = _moved(factors, counts, accumulator, margin, fall=turn < 2)
-        layers = {
-            name: _at(quantized.layers[name], factors[name]) for name in quantized.layers
-        }
+        layers = {name: _at(quantized.layers[name], factors[name]) for name in quantized.layers}
         built = Quantized(quantized.network, layers, quantized.edges)
         if correct is not None:
             built = correct(layers)
@@ -90,7 +88,9 @@ def _moved(
     for name, count in counts.items():
         ratio = count.excess(accumulator) * margin
         moved = factors[name] * (ratio if fall else ratio.clamp(min=1))
-        late = (factors[name] * 2**0.0625).maximum(moved)  # whole integers stand still at small steps
+        late = (factors[name] * 2**0.0625).maximum(
+            moved
+        )  # whole integers stand still at small steps
         found[name] = torch.where(count.over > 0, late if not fall else moved, moved).clamp(min=1)
     return found
 

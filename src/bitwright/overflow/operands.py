@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from bitwright.arith.accumulator import Accumulator, Operands, reduced
@@ -11,24 +13,31 @@ from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
 from bitwright.quantize.saturation import is_depthwise
 
 
-def input_grids(network: Network, edges: dict[int, EdgeGrid]) -> dict[str, list[EdgeGrid]]:
-    """Layer name -> the grids that its calls read; layers that read a float tensor are left out."""
-    grids = {e.name: edges[e.group] for e in network.edges if e.group in edges}
+def _grids_read(
+    network: Network, edges: Mapping[int, EdgeGrid]
+) -> dict[str, list[tuple[int, EdgeGrid]]]:
+    """Layer name -> groups and grids that its calls read; layers on float inputs are left out."""
+    groups = {e.name: e.group for e in network.edges if e.group in edges}
     nodes = {n.name: n for n in network.module.graph.nodes}
-    found: dict[str, list[EdgeGrid]] = {}
+    found: dict[str, list[tuple[int, EdgeGrid]]] = {}
     for layer in network.layers:
         for call in layer.calls:
-            grid = grids.get(nodes[call].args[0].name)
-            if grid is not None:
-                found.setdefault(layer.name, []).append(grid)
+            group = groups.get(nodes[call].args[0].name)
+            if group is not None:
+                found.setdefault(layer.name, []).append((group, edges[group]))
     return found
 
 
-def input_ranges(network: Network, edges: dict[int, EdgeGrid]) -> dict[str, tuple[int, int]]:
-    """Layer name -> the least and the greatest integer of any of its inputs, zero points taken off."""
+def read_groups(network: Network, edges: Mapping[int, EdgeGrid]) -> dict[str, int]:
+    """Layer name -> the group of edges that its first call on integers reads."""
+    return {name: grids[0][0] for name, grids in _grids_read(network, edges).items()}
+
+
+def input_ranges(network: Network, edges: Mapping[int, EdgeGrid]) -> dict[str, tuple[int, int]]:
+    """Layer name -> the least and the greatest integer it can read, zero points taken off."""
     return {
-        name: (min(-g.zero for g in grids), max(g.top - g.zero for g in grids))
-        for name, grids in input_grids(network, edges).items()
+        name: (min(-g.zero for _, g in grids), max(g.top - g.zero for _, g in grids))
+        for name, grids in _grids_read(network, edges).items()
     }
 
 
@@ -47,7 +56,7 @@ def weight_integers(stored: QuantizedLayer, kind: str) -> tuple[Tensor, Tensor]:
 
 def operands(quantized: Quantized, accumulator: Accumulator) -> dict[str, Operands]:
     """Layer name -> what it multiplies, of the layers that read integers."""
-    ranges = input_ranges(quantized.network, dict(quantized.edges))
+    ranges = input_ranges(quantized.network, quantized.edges)
     found = {}
     for layer in quantized.network.layers:
         if layer.name in ranges:
@@ -59,5 +68,3 @@ def operands(quantized: Quantized, accumulator: Accumulator) -> dict[str, Operan
 def of_layer(layer: Layer, q: Tensor, within: tuple[int, int]) -> Operands:
     """A layer's integers [rows, K] with the range of its inputs."""
     return Operands(q.reshape(layer.shape), *within, depthwise=is_depthwise(layer))
-
-
