@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from bitwright.arith.accumulator import Accumulator, Operands
-from bitwright.arith.narrow_sums import met
 from bitwright.deploy.integer import IntegerNetwork, Stored, exact_sums
 from bitwright.network import Layer, batches
 from bitwright.overflow.operands import operands
@@ -111,6 +110,8 @@ def _counted(
         exact = sums(layer, node, x, given.weight).movedim(channel_axis(layer), 0).flatten(1).long()
         over = ((exact < accumulator.lowest) | (exact > accumulator.highest)).sum(1)
         return Count(over, exact.shape[1], exact.amin(1), exact.amax(1))
+    from bitwright.arith.narrow_sums import met  # numba: nobody who imports bitwright waits for it
+
     matrix, size = in_kernel_order(given), layer.rows // layer.groups
     parts, count = [], 0
     for group in range(layer.groups):

@@ -48,6 +48,7 @@ def fit_to_data(
     *,
     correct: Callable[[Mapping[str, QuantizedLayer]], Quantized] | None = None,
     margin: float = MARGIN,
+    chunk: int = 32,
     progress: Callable[[float], None] | None = None,
 ) -> Fitted:
     """Widen steps of channels until nothing overflows on `x`.
@@ -58,12 +59,13 @@ def fit_to_data(
         accumulator: that sums are kept in.
         correct: makes the network of rounded layers again; None leaves biases and gains.
         margin: room left; 1 for none.
+        chunk: rows in a pass.
         progress: called with the finished fraction.
     """
     built, history = quantized, []
     factors = {n: torch.ones(len(s.codes)).double() for n, s in quantized.layers.items()}
     for turn in range(PASSES):
-        counts = overflows(built, x, accumulator)
+        counts = overflows(built, x, accumulator, chunk=chunk)
         history.append(sum(c.total for c in counts.values()))
         if history[-1] == 0 and turn > 1:
             break
