@@ -48,7 +48,7 @@ def test_no_vector_within_is_nearer():
     [
         ("return found + tied.minimum(", "return found + 0 * tied.minimum("),  # gives none back
         ("nearest = t.round()", "nearest = t.floor()"),
-        ("kept = torch.ceil(t - threshold[:, None]) - 1", "kept = (t - threshold[:, None]).floor()"),
+        ("spare = most - found.sum(1)", "spare = most - found.sum(1) + 1"),
     ],
 )  # fmt: skip
 def test_worse_vectors_are_seen(old: str, new: str):

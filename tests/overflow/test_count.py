@@ -16,7 +16,7 @@ from overflow.nets import quantized, rows
 
 
 def counted_by_hand(found: Quantized, kind: str, bits: int) -> dict[str, tuple[list[int], int]]:
-    """Per layer: overflows of each row, and how many sums it has; every window cut out by slices."""
+    """Per layer: overflows of each row, and how many sums it has; windows cut by slices."""
     limits = Accumulator(bits, kind)
     result = {}
     for layer, node, stored in layer_inputs(IntegerNetwork(found), rows(2)):

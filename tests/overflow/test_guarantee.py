@@ -1,4 +1,4 @@
-"""Rows that cannot overflow: by the bound, on the inputs that reach it, and no worse than others."""
+"""Rows that cannot overflow: by the bound, on inputs that reach it, and no worse than others."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def narrow_sums(x: Ints, w: Ints, accumulator: Accumulator) -> Ints:
 def _partial(x: Narrow, w: Narrow, limits: tuple[int, int], found: Ints) -> None:
     """Every partial sum; products with zero change none."""
     rows = w.shape[1]
-    total, least, most = (np.zeros(rows, np.int32) for _ in range(3))
+    least, most = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    total = np.zeros(rows, np.int32)
     for i in range(x.shape[0]):
         total[:], least[:], most[:] = 0, 0, 0
         for k in range(x.shape[1]):
