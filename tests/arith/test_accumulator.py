@@ -89,11 +89,8 @@ def test_rows_within_the_bound_never_differ_and_rows_beyond_it_do(kind: str):
     accumulator = Accumulator(12, kind)
     rng = np.random.default_rng(1)
     for low, high in ((0, 255), (-100, 155)):
-        raw = rng.integers(-40, 41, (50, 9))
-        given = Operands(torch.from_numpy(raw), low, high)
-        fits = (accumulator.excess(*reach(given, kind)) <= 1).numpy()
-        small = rng.integers(-1, 2, (50, 9))
-        given = Operands(torch.from_numpy(np.where(fits[:, None], raw, small)), low, high)
+        size = np.repeat([1, 2, 4, 8], 13)[:, None]
+        given = Operands(torch.from_numpy(rng.integers(-size, size + 1, (52, 9))), low, high)
         fits = (accumulator.excess(*reach(given, kind)) <= 1).numpy()
         assert fits.any() and not fits.all()
         x = np.concatenate([w.numpy() for w in worst_inputs(given)])
@@ -136,7 +133,7 @@ def test_sums_and_what_they_meet_equal_python_s_integers(kind: str, length: int)
         assert high[r] == max(0, *(max(s) for s in seen))
         outside = [any(not -2048 <= v <= 2047 for v in s) for s in seen]
         assert over[r] == sum(outside)
-    assert over.sum() > 0
+    assert over.sum() > 0 or length == 1
 
 
 def test_rows_are_divided_by_their_common_power_of_two_alone():
