@@ -160,7 +160,7 @@ def kernels(rows: harness.Rows, quick: bool) -> None:
     ratios = []
     for network, shapes in SHAPES.items():
         for shape in shapes[1:2] if quick else shapes:
-            found = best(shape, kinds, 3 if quick else 25)
+            found = best(shape, kinds, 3 if quick else 12)
             (narrow, by), (wide, other) = found[np.int16], found[np.int32]
             ratios.append(wide / narrow)
             work = 2e-9 * np.prod(shape)
