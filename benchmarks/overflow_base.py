@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright import curvature, quantize
+from bitwright import curvature, overflow, quantize
 from bitwright.curvature import Sensitivity
 from bitwright.curvature.divergence import per_sample
 from bitwright.network import Network, build, outputs
+from bitwright.overflow import Accumulator
 from bitwright.quantize import EdgeGrid, EdgeTable, Quantized, QuantizedLayer, WeightTable
 from bitwright.quantize.activations import Histogram, histograms
 
@@ -82,6 +83,12 @@ class Case:
         """Mean KL(float ‖ quantized) on the test rows, and its standard error."""
         found = per_sample(self.answers, quantize.simulate(quantized, self.test), "kl")
         return float(found.mean()), float(found.std() / math.sqrt(len(found)))
+
+    def kl_computed(self, quantized: Quantized, accumulator: Accumulator) -> float:
+        """The same of what a machine with such accumulators computes, overflows and all."""
+        machine = overflow.emulated(quantized, accumulator)
+        answers = torch.cat([machine(rows) for rows in self.test.split(64)])
+        return float(per_sample(self.answers, answers, "kl").mean())
 
     def sensitivity(self, name: str) -> Sensitivity:
         """Curvature, measured once and kept in `build/overflow`."""

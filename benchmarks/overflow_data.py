@@ -17,9 +17,9 @@ OURS = "a factor a channel in closed form (ours)"
 def _row(
     rows: harness.Rows, case: Case, name: str, found: Fitted, accumulator: Accumulator, seen: int
 ) -> None:
-    plain = case.kl(case.plain)[0]
+    plain = case.kl_computed(case.plain, Accumulator(32))
     six, six_error = case.kl(case.correct(case.edges(6))(case.rounded(6)))
-    kl, error = case.kl(found.quantized)
+    kl, error = case.kl_computed(found.quantized, accumulator), case.kl(found.quantized)[1]
     counts = overflow.overflows(found.quantized, case.test, accumulator)
     ours = name == OURS
     rows.add(
@@ -33,6 +33,8 @@ def _row(
         kl=round(kl, 5),
         stderr=round(error, 5),
         plain_8_bit=round(plain, 5),
+        simulated_with_32_bits=round(case.kl(found.quantized)[0], 5),
+        eight_bit_that_overflows=round(case.kl_computed(case.plain, accumulator), 5),
         six_bit=[round(six, 5), round(six_error, 5)],
         overflows=list(found.history),
         left_on_test=[

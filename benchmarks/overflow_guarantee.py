@@ -23,8 +23,8 @@ from bitwright.train import Recipe, finetune
 
 #: of the curve
 ACCUMULATORS, ACTIVATIONS = (12, 14, 16, 18, 20, 24, 32), (4, 5, 6, 7, 8)
-#: of activations of one width: beyond 20 bits nothing changes
-FEWER = (12, 14, 16, 18, 20, 32)
+
+
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "overflow.svg"
 
 
@@ -130,8 +130,8 @@ def curve(bits: int | None, rows: harness.Rows, quick: bool) -> None:
     case = overflow_base.resnet20(quick)
     plain = case.kl(case.plain)[0]
     name = "by curvature" if bits is None else f"{bits} bits"
-    several = ACCUMULATORS if bits is None else FEWER
-    for width in (16,) if quick else several:
+
+    for width in (16,) if quick else ACCUMULATORS:
         if bits is None:
             quantized = by_curvature(case, Accumulator(width), "resnet20")
         else:

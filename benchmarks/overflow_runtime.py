@@ -31,7 +31,7 @@ from bitwright.quantize import Quantized
 from bitwright.quantize.saturation import is_depthwise
 
 #: images in the runtime: a virtual processor takes a second and more for each
-IMAGES = {"ResNet-20": 4, "MobileNetV2": 1}
+IMAGES = {"ResNet-20": 8, "MobileNetV2": 2}
 
 #: what runs there: numpy and the runtime alone, as a virtual processor is slow to import more
 CHILD = """

@@ -85,3 +85,12 @@ def test_what_is_met_says_how_much_too_large_it_is():
 def test_excess_is_of_the_end_that_is_further_out():
     count = Count(torch.zeros(2), 1, torch.tensor([-4096, 0]), torch.tensor([2047, 1023]))
     assert count.excess(Accumulator(12)).tolist() == [2.0, 1023 / 2047]
+
+
+@pytest.mark.parametrize("kind", overflow.KINDS)
+def test_the_emulated_network_is_the_file_s_where_nothing_overflows_and_not_elsewhere(kind: str):
+    found, _ = quantized()
+    x = rows(6)
+    exact = IntegerNetwork(found)(x)
+    assert torch.equal(overflow.emulated(found, Accumulator(32, kind))(x), exact)
+    assert not torch.equal(overflow.emulated(found, Accumulator(14, kind))(x), exact)

@@ -2,6 +2,7 @@
 
 from bitwright.arith.accumulator import KINDS, Accumulator, Bounded
 from bitwright.overflow.count import Count, overflows
+from bitwright.overflow.emulate import emulated
 from bitwright.overflow.guarantee import guaranteed
 from bitwright.overflow.oaq import Rule, learn_ranges
 from bitwright.overflow.on_data import Fitted, fit_to_data
@@ -19,6 +20,7 @@ __all__ = [
     "InputWidths",
     "LayerBound",
     "Rule",
+    "emulated",
     "fit_to_data",
     "fitted_tables",
     "guaranteed",
