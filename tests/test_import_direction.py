@@ -24,6 +24,7 @@ TIERS = (
     ("quantize", "prune", "graph"),
     ("train",),
     ("deploy",),
+    ("overflow",),
     ("cost",),
     ("report",),
     ("pipeline",),

@@ -103,6 +103,18 @@ RefitHead = Annotated[
     bool,
     typer.Option(help="Refit the classifier at last, kept only where held-out rows gain."),
 ]
+AccumulatorBits = Annotated[
+    int | None,
+    typer.Option("--accumulator", help="Bits that every sum of products must fit, 12 to 32."),
+]
+AccumulatorKind = Annotated[
+    str,
+    typer.Option(help="What a sum that does not fit does: wrap, pairs (vpmaddubsw), saturate."),
+]
+AccumulatorMode = Annotated[
+    str,
+    typer.Option(help="guaranteed: no input overflows, a theorem; data: no calibration row does."),
+]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 Skip = Annotated[
     list[str] | None,
@@ -124,7 +136,15 @@ _REMEMBERED = (
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
     "max_bops", "max_latency", "profile", "score", "rounding", "batch", "processes",
     "augment", "temperature", "rate", "equalize", "refit_head",
+    "accumulator", "accumulator_kind", "accumulator_mode",
 )  # fmt: skip
+
+
+#: options that runs of earlier versions did not have
+_YOUNGER = {
+    "refit_head": False, "accumulator": None, "accumulator_kind": "wrap",
+    "accumulator_mode": "guaranteed",
+}  # fmt: skip
 
 
 def _stage(
@@ -164,6 +184,9 @@ def _stage(
         temperature: Temperature = 4.0,
         rate: Rate = 1e-3,
         refit_head: RefitHead = False,
+        accumulator: AccumulatorBits = None,
+        accumulator_kind: AccumulatorKind = "wrap",
+        accumulator_mode: AccumulatorMode = "guaranteed",
         quiet: Quiet = False,
     ) -> None:
         given = {k: v for k, v in locals().items() if k in _REMEMBERED}
@@ -246,7 +269,7 @@ def _remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, 
     """
     path = out / "run.json"
     try:
-        found = {"refit_head": False} | json.loads(path.read_text())  # runs older than that option
+        found = _YOUNGER | json.loads(path.read_text())
         kept = {k: found[k] for k in _REMEMBERED if k not in typed}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BitwrightError(
@@ -269,6 +292,8 @@ def _may_be(name: str, value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if name == "refit_head":
         return isinstance(value, bool)
+    if name == "accumulator":
+        return value is None or (isinstance(value, int) and not isinstance(value, bool))
     if name == "skip":
         return value is None or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     if name in ("max_drop", "max_kl", "temperature", "rate", "equalize"):
@@ -276,7 +301,11 @@ def _may_be(name: str, value: object) -> bool:
         return (optional and value is None) or isinstance(value, int | float)
     return isinstance(value, str) or (
         value is None
-        and name not in ("method", "score", "activations", "rounding", "order", "device")
+        and name
+        not in (
+            *("method", "score", "activations", "rounding", "order", "device"),
+            *("accumulator_kind", "accumulator_mode"),
+        )
     )
 
 
@@ -334,6 +363,9 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             temperature=given["temperature"],
             rate=given["rate"],
             refit_head=given["refit_head"],
+            accumulator=given["accumulator"],
+            accumulator_kind=given["accumulator_kind"],
+            accumulator_mode=given["accumulator_mode"],
         )
     )
     if given["task"] is not None:
@@ -366,11 +398,17 @@ def _compress(run: Any, console: Console, name: str) -> None:
         f"{check.convolutions} convolutions fused"
         + ("" if check.ok else f"; FAILED, first difference: {_first(check)}")
     )
+    _print_accumulators(run, console)
     for file in ("model.safetensors", "model.onnx"):
         console.print(f"{run.store.path(file)}  {sizes[file]:,} bytes", soft_wrap=True)
     console.print(f"{run.store.path('report.html')}", soft_wrap=True)
     if not check.ok:
         raise typer.Exit(1)
+
+
+def _print_accumulators(run: Any, console: Console) -> None:
+    for line in run.accumulators:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _first(check: Any) -> str:
@@ -564,6 +602,7 @@ def _verify(run: Any, console: Console, name: str) -> None:
     )
     for d in check.differing:
         console.print(f"  {d}", soft_wrap=True, highlight=False, markup=False)
+    _print_accumulators(run, console)
     if not check.ok:
         raise typer.Exit(1)
 
@@ -601,7 +640,7 @@ def _defaults() -> dict[str, Any]:
         "method": "channels", "epochs": 0, "order": "all", "seed": 0, "activations": "8",
         "evaluations": 150, "batch": 1, "processes": 0, "calibration_rows": 1024, "device": "cpu",
         "score": "actual-error", "rounding": "nearest", "temperature": 4.0, "rate": 1e-3,
-        "equalize": 0.0, "refit_head": False,
+        "equalize": 0.0, **_YOUNGER,
     }  # fmt: skip
 
 
@@ -665,6 +704,21 @@ def inspect(
         print(json.dumps(inspection.to_data(found), indent=1))
     else:
         print_inspection(Console(highlight=False, markup=False), found)
+
+
+@app.command()
+def overflow(
+    file: Annotated[Path, typer.Argument(help="model.safetensors, or the folder of a run.")],
+    accumulator: Annotated[int, typer.Option(help="Bits of the accumulator, 12 to 32.")] = 16,
+    accumulator_kind: AccumulatorKind = "wrap",
+) -> None:
+    """Prove that no input can overflow an accumulator, layer by layer; or name the smallest fix."""
+    from bitwright import overflow as sums
+    from bitwright.pipeline import load
+
+    found = sums.require(load(file).quantized, sums.Accumulator(accumulator, accumulator_kind))
+    for line in sums.lines(found):
+        print(line)
 
 
 @app.command()

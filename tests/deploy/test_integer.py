@@ -17,9 +17,9 @@ from bitwright.deploy import IntegerNetwork
 from bitwright.deploy.integer import (
     Stored,
     _add,
-    _exact_sums,
     _global_average,
     _mul,
+    exact_sums,
     integer_bias,
     quantize,
 )
@@ -186,7 +186,7 @@ def test_sums_are_exact_where_float32_is_not(size: int):
     bias = torch.tensor([1, 2**24 + 1, -(2**31) + 1], dtype=torch.int32)
     node: Any = SimpleNamespace(target=aten.linear.default)
     for b in (bias, bias * 0):
-        found = _exact_sums(node, x, weight, b, ())
+        found = exact_sums(node, x, weight, b, ())
         exact = x.long() @ weight.long().T + b.long()
         assert torch.equal(found.long(), exact) and found.dtype == torch.float64
 

@@ -68,15 +68,23 @@ def quantize(x: Tensor, grid: EdgeGrid) -> Stored:
     return Stored(_clip(x.float() / f32(grid.scale), grid), grid)
 
 
+#: a layer's sums, float64, for its call and what that reads
+Sums = Callable[[Layer, Node, Stored], Tensor]
+
+
 class IntegerNetwork(nn.Module):
     """The network as the file computes it: integers between operations, float at the ends.
 
     `forward(x)` takes and returns what the original model does. Parameters cannot be trained.
+
+    Args:
+        quantized: the network.
+        sums: computes a layer's sums without bias for what it reads; None for the exact ones.
     """
 
-    def __init__(self, quantized: Quantized) -> None:
+    def __init__(self, quantized: Quantized, sums: Sums | None = None) -> None:
         super().__init__()
-        self.quantized = quantized
+        self.quantized, self._sums = quantized, sums
         network = quantized.network
         self._by_call = {name: layer for layer in network.layers for name in layer.calls}
         self._grids = {
@@ -157,9 +165,13 @@ class IntegerNetwork(nn.Module):
         stored = self.quantized.layers[layer.name]
         weight = getattr(self, f"q{self._index[layer.name]}")
         bias = integer_bias(stored, x.grid)
-        sums = _exact_sums(node, x.q - x.grid.zero, weight, bias, args[3:])
+        axis = -1 if layer.kind == "linear" else 1
+        if self._sums is None:
+            sums = exact_sums(node, x.q - x.grid.zero, weight, bias, args[3:])
+        else:
+            sums = self._sums(layer, node, x).movedim(axis, -1).add(bias).movedim(-1, axis)
         scale = f32(x.grid.scale) * getattr(self, f"scale{self._index[layer.name]}")
-        return Accumulator(sums, scale, -1 if layer.kind == "linear" else 1)
+        return Accumulator(sums, scale, axis)
 
     def _float_layer(self, layer: Layer, node: Node, args: tuple[Any, ...]) -> Tensor:
         stored = self.quantized.layers[layer.name]
@@ -167,7 +179,7 @@ class IntegerNetwork(nn.Module):
         return node.target(args[0], weight, stored.bias, *args[3:])  # type: ignore[operator]
 
 
-def _exact_sums(
+def exact_sums(
     node: Node, x: Tensor, weight: Tensor, bias: Tensor, rest: tuple[Any, ...]
 ) -> Tensor:
     """The layer's integer accumulators, exact, as float64.

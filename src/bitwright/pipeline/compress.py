@@ -61,6 +61,7 @@ def finish(run: Run, model: str, command: str | None = None) -> tuple[Result, Su
     run.check_goal()
     _ = run.preflight, run.limits  # what may refuse the goal comes first
     _ = run.sensitivity, run.plan, run.quantized, run.onnx, run.verification
+    _ = run.accumulators  # a promise that does not hold stops here
     summary = summarize(run, model, command)
     write_text(run.store.path("summary.json"), to_json(summary))
     page.write(summary, run.store.path("report.html"))
@@ -101,7 +102,8 @@ def compress(
         progress: called with a stage's name and the finished fraction.
         **options: fields of :class:`bitwright.Settings`: method, score, activations, rounding,
             epochs, order, refit_head, seed, max_kl, max_drop, overrides, skip, evaluations, batch,
-            processes, calibration_rows, device, max_bops, max_latency, profile.
+            processes, calibration_rows, device, max_bops, max_latency, profile, accumulator,
+            accumulator_kind, accumulator_mode.
 
     Raises:
         BitwrightError: the input is wrong; one line says what, where, and what to do.

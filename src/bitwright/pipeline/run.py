@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bitwright import allocate, cost, curvature, quantize
+from bitwright import allocate, cost, curvature, overflow, quantize
 from bitwright.allocate import Limit, Plan, Problem, Product
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
@@ -36,6 +36,7 @@ from bitwright.deploy import (
 )
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, outputs
+from bitwright.pipeline import accumulators
 from bitwright.pipeline.budget import parse_bops, parse_latency
 from bitwright.pipeline.frontiers import Curve, frontiers
 from bitwright.pipeline.frontiers import to_json as frontiers_json
@@ -323,7 +324,15 @@ class Run:
     def _mixed(self) -> bool:
         """Whether activations get widths of their own, by curvature."""
         bits = self.settings.activations
-        return isinstance(bits, int | float) and bits < 8 and self.settings.method != "uniform"
+        if not isinstance(bits, int | float) or self.settings.method == "uniform":
+            return False
+        return bits < 8 or self._guaranteed
+
+    @property
+    def _guaranteed(self) -> bool:
+        """Whether no input may overflow an accumulator."""
+        sums = self.settings.sums
+        return sums is not None and sums.guaranteed
 
     @cached_property
     def _calibrated(self) -> dict[int, quantize.EdgeGrid]:
@@ -360,15 +369,34 @@ class Run:
             return self._calibrated
         assert isinstance(bits, int | float)
         tables = self._edge_tables
+        if self._guaranteed:
+            return self._input_widths(bits)
         problem = quantize.edge_problem(self.network, self.sensitivity, tables, bits)
         widths = allocate.knapsack(problem).bits.tolist()
         return {g: tables[g].grids[b] for g, b in zip(sorted(tables), widths, strict=True)}
 
+    def _input_widths(self, most: float) -> dict[int, quantize.EdgeGrid]:
+        """Grids of at most so many bits that leave the accumulator's weights room."""
+        sums = self.settings.sums
+        assert sums is not None
+        return overflow.input_widths(
+            self.network,
+            self.sensitivity,
+            self.tables,
+            self._edge_tables,
+            sums.accumulator,
+            most=int(most),
+            progress=partial(self.progress, "fit accumulators"),
+        ).edges
+
     @cached_property
     def predicted(self) -> quantize.Predicted | None:
-        """What another score than the trace predicts; `scores.safetensors`."""
+        """What another score than the trace predicts; `scores.safetensors`.
+
+        Grids that cannot overflow are priced by trace: the integers on them are not the nearest.
+        """
         s = self.settings
-        if s.score == "trace":
+        if s.score == "trace" or self._guaranteed:
             return None
         fed_back = s.score == "actual-error" and s.rounding == "feedback"
         score = "feedback" if fed_back else s.score
@@ -420,6 +448,7 @@ class Run:
             None if product is None else (self._edge_tables, product),
             self.settings.rounding,
             self.settings.budget is None or bool(METHODS[self.settings.method].search),
+            self.settings.sums,
         )
 
     @property
@@ -440,6 +469,7 @@ class Run:
             self._labels_key if s.max_drop is not None else "",
             *(part for li in self.limits for part in (li.name, li.unit, li.bound, li.cost)),
             "" if self.product is None else self.product.bound,
+            *([] if s.sums is None else [s.accumulator, s.accumulator_kind, s.accumulator_mode]),
         )
 
     @property
@@ -623,8 +653,14 @@ class Run:
         path = self.store.path("model.safetensors")
         with self.store.stage("finetune", key, path.name):
             found = self._finetuned(key) if self.settings.epochs else self.corrected
-            artefact.save(_narrowed(found), path, self._metadata())
+            artefact.save(self._narrowed(found), path, self._metadata())
         return path
+
+    def _narrowed(self, found: Quantized) -> Quantized:
+        """What training moved, back within what kernels can add."""
+        layers = quantize.narrowed(found.network, found.layers, found.edges)
+        found, sums = replace(found, layers=layers), self.settings.sums
+        return found if sums is None else sums.fitted(found, self.calibration)
 
     @cached_property
     def quantized(self) -> Quantized:
@@ -657,7 +693,7 @@ class Run:
                     progress=lambda f: self.progress("refit-head", f),
                 )
                 said = {**self._metadata(), "refit_head": what.to_dict()}
-                artefact.save(_narrowed(found), path, said)
+                artefact.save(self._narrowed(found), path, said)
         return path
 
     @property
@@ -667,6 +703,15 @@ class Run:
             return None
         said = artefact.load(self._refitted).metadata["refit_head"]
         return Refit(**said)
+
+    @property
+    def _bounded(self) -> overflow.Bounded | None:
+        """What no step of training may make able to overflow; pairs are put back afterwards."""
+        sums = self.settings.sums
+        if sums is None or not sums.guaranteed or sums.accumulator.kind == "pairs":
+            return None
+        ranges = overflow.input_ranges(self.network, self.corrected.edges)
+        return overflow.Bounded(sums.accumulator, ranges)
 
     def _finetuned(self, key: str) -> Quantized:
         """Trained on all rows there are, those that a search is rewarded on among them."""
@@ -683,6 +728,7 @@ class Run:
                 class_axis=self.task.class_axis,
                 seed=s.seed,
                 device=s.device,
+                bounded=self._bounded,
             ),
             order=self._order(),
             augment=None if s.augment is None else augment.parse(s.augment),
@@ -744,6 +790,17 @@ class Run:
                 found = replace(found, ok=False, differing=(*lost, *found.differing))
             write_text(self.store.path("verify.json"), json.dumps(found.to_dict(), indent=1))
         return found
+
+    @cached_property
+    def accumulators(self) -> list[str]:
+        """What is promised of accumulators, for people; `accumulator.json`."""
+        sums = self.settings.sums
+        if sums is None:
+            return []
+        assert self.task.test is not None
+        lines, text = accumulators.report(sums, self.quantized, self.task.test, "test")
+        write_text(self.store.path("accumulator.json"), text)
+        return lines
 
     def rivals(self) -> dict[str, Plan]:
         """Plans to stand beside: uniform, layers, channels within the chosen plan's budget."""
@@ -837,12 +894,6 @@ CALIBRATION_ROWS = 512
 HEAD_ROWS = 8192
 #: rows the runtime's own tool takes its ranges from; no time depends on them
 BENCH_ROWS = 32
-
-
-def _narrowed(found: Quantized) -> Quantized:
-    """What training moved, back within what kernels without VNNI can add."""
-    layers = quantize.narrowed(found.network, found.layers, found.edges)
-    return replace(found, layers=layers)
 
 
 def _computation(network: Network) -> str:

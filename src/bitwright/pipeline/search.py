@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from bitwright import allocate, quantize
+from bitwright import allocate, overflow, quantize
 from bitwright.allocate import Limit, Plan, Problem, Product
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity
@@ -18,6 +18,7 @@ from bitwright.curvature.divergence import per_sample
 from bitwright.deploy import onnx_file
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, outputs
+from bitwright.pipeline.accumulators import Sums
 from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.processes import evaluators
 from bitwright.pipeline.settings import Settings
@@ -166,6 +167,7 @@ class Workbench:
         free: grids of all activations at all widths and the bound on BOPs, where plans choose
             those widths as well; `edges` is empty then.
         rounding: of the weights, one of `ROUNDINGS`.
+        sums: what accumulators must fit.
         spare: keep half of the calibration rows from the rounding, to judge plans on.
     """
 
@@ -183,6 +185,7 @@ class Workbench:
     free: tuple[Mapping[int, EdgeTable], Product] | None = None
     rounding: str = "nearest"
     spare: bool = True
+    sums: Sums | None = None
     _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
@@ -217,7 +220,11 @@ class Workbench:
         """What every channel would lose at each width."""
         if self.predicted is not None:
             return self.predicted
-        return quantize.predict("trace", self.network, self.sensitivity, self.tables)
+        tables = self.tables
+        if self.sums is not None and self.sums.guaranteed:
+            tables = overflow.fitted_tables(self.network, tables, self.edges, self.sums.accumulator)
+        self.predicted = quantize.predict("trace", self.network, self.sensitivity, tables)
+        return self.predicted
 
     def _activations(self) -> Problem:
         assert self.free is not None
@@ -274,10 +281,26 @@ class Workbench:
             layers = quantize.round_with_feedback(
                 self.network, self.tables, bits, self._feedback_rows(), grids
             )
-            return Quantized(self.network, quantize.narrowed(self.network, layers, grids), grids)
+            layers = quantize.narrowed(self.network, layers, grids)
+            if self.sums is None:
+                return Quantized(self.network, layers, grids)
+            return self._fitted(layers, grids)
         layers = quantize.round_weights(self.network, self.tables, bits)
         layers = quantize.narrowed(self.network, layers, grids)
+        if self.sums is not None:
+            return self._fitted(layers, grids)
         return self._corrected(layers, grids, CORRECTION_ROWS)
+
+    def _fitted(self, layers: dict[str, QuantizedLayer], grids: dict[int, EdgeGrid]) -> Quantized:
+        """Rounded so that accumulators hold their sums, and corrected."""
+        assert self.sums is not None
+
+        def correct(rounded: Mapping[str, QuantizedLayer]) -> Quantized:
+            return self._corrected(dict(rounded), grids, CORRECTION_ROWS)
+
+        nearest = self.rounding == "nearest"
+        found = correct(self.sums.rounded(self.network, layers, grids, nearest))
+        return self.sums.fitted(found, self.calibration, correct)
 
     def _corrected(
         self, layers: dict[str, QuantizedLayer], grids: dict[int, EdgeGrid], rows: int
@@ -292,11 +315,16 @@ class Workbench:
     def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:
         """Many plans share the moments of the float network's inputs: a fraction of the time."""
         bits = quantize.plan_bits(self.network, plan)
-        if self.rounding == "nearest":
-            return quantize.round_weights(self.network, self.tables, bits)
-        if self._moments is None:
-            self._moments = quantize.float_moments(self.network, self._feedback_rows())
-        return quantize.round_by_moments(self.network, self.tables, bits, self._moments)
+        nearest = self.rounding == "nearest"
+        if nearest:
+            found = quantize.round_weights(self.network, self.tables, bits)
+        else:
+            if self._moments is None:
+                self._moments = quantize.float_moments(self.network, self._feedback_rows())
+            found = quantize.round_by_moments(self.network, self.tables, bits, self._moments)
+        if self.sums is None:
+            return found
+        return self.sums.rounded(self.network, found, self.grids(plan), nearest)
 
     def held_out(self) -> Tensor:
         """Calibration rows that neither correction nor feedback sees."""

@@ -14,6 +14,7 @@ import yaml
 
 from bitwright.errors import BitwrightError
 from bitwright.network import Network
+from bitwright.pipeline.accumulators import Sums, sums_of
 from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_latency
 from bitwright.pipeline.methods import require
 from bitwright.quantize import EDGE_WIDTHS, SCORES
@@ -43,6 +44,12 @@ class Settings:
         augment: random changes of images while fine-tuning, as `flip,crop4`; None for none.
         temperature: of the answers that fine-tuning compares.
         rate: of fine-tuning, relative to each layer's mean step.
+        accumulator: bits that every sum of products must fit, 12 to 32; None: 32, as in the file.
+        accumulator_kind: what happens to one that does not, of
+            :data:`bitwright.overflow.KINDS`.
+        accumulator_mode: `guaranteed`: no input overflows any, a theorem, with the activations'
+            widths chosen for it (one for all with the method `uniform`); `data`: none does on
+            calibration rows.
         refit_head: whether the classifier is refitted at last (:mod:`bitwright.train.head`).
         seed: of every random choice.
         max_kl: largest divergence on held-out calibration rows, nats.
@@ -84,6 +91,16 @@ class Settings:
     temperature: float = 4.0
     rate: float = 1e-3
     refit_head: bool = False
+    accumulator: int | None = None
+    accumulator_kind: str = "wrap"
+    accumulator_mode: str = "guaranteed"
+
+    @property
+    def sums(self) -> Sums | None:
+        """What sums must fit; None: nothing narrower than the file's 32 bits."""
+        return sums_of(
+            self.accumulator, self.accumulator_kind, self.accumulator_mode, self.activations
+        )
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -142,6 +159,7 @@ def check_settings(settings: Settings) -> Settings:
             f"give one of --budget, --max-kl, --max-drop, not {' and '.join(goals) or 'none'}"
         )
     _check_bounds(settings)
+    _ = settings.sums
     if not 0 <= settings.equalize <= 1:
         raise BitwrightError(f"--equalize must be 0 to 1, not {settings.equalize}")
     if settings.augment is not None:

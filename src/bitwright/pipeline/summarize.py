@@ -138,6 +138,7 @@ def _notes(run: Run) -> tuple[str, ...]:
     if run.settings.refit_head:
         notes.append(refit_line(run))
     notes += limit_lines(run)
+    notes += run.accumulators[-1:]
     if run.limits or run.product is not None:
         notes.append("the frontiers at other sizes leave the bounds beside the budget out")
     details = run.sensitivity.details

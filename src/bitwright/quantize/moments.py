@@ -128,7 +128,7 @@ def float_moments(
     return {name: each.moments() for name, each in sums.items()}
 
 
-def columns(layer: Layer, node: Node, x: Tensor, turn: int = 0) -> Tensor:
+def columns(layer: Layer, node: Node, x: Tensor, turn: int = 0, most: int = _SIDE) -> Tensor:
     """What each group's weights multiply, [groups, fan_in, samples].
 
     Of large images every second or k-th position along each axis, another set of them each `turn`.
@@ -137,6 +137,7 @@ def columns(layer: Layer, node: Node, x: Tensor, turn: int = 0) -> Tensor:
         layer: linear, or a convolution of any dimension; node: its call.
         x: the call's input.
         turn: which of the sets.
+        most: positions along an axis that are looked at.
     """
     if layer.kind == "linear":
         return x.reshape(1, -1, x.shape[-1]).mT
@@ -151,7 +152,7 @@ def columns(layer: Layer, node: Node, x: Tensor, turn: int = 0) -> Tensor:
     sides, starts, steps = [], [], []
     for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True):
         side = (size - d * (k - 1) - 1) // s + 1
-        step = max(1, side // _SIDE)
+        step = max(1, side // most)
         start, turn = turn % step, turn // step
         sides.append(math.ceil((side - start) / step))
         starts.append(start * s)

@@ -79,16 +79,24 @@ def narrowed(
         factor = torch.ones_like(ratio)
         while bool((ratio > 1).any()):
             factor = torch.where(ratio > 1, factor * ratio.clamp(min=1 + 2**-8), factor)
-            wide = factor > 1
-            scale = torch.where(
-                wide, _rounded_up(layers[name].grid.scale * factor), stored.grid.scale
-            )
-            grid = Grid(stored.grid.bits, scale, stored.grid.zero)
-            codes = torch.where(wide[:, None], quantize(matrix, grid), stored.codes)
-            stored = replace(stored, codes=codes, grid=grid)
+            stored = widened(layers[name], matrix, factor)
             ratio = _excess(by_name[name], stored, tops[name])
         found[name] = stored
     return found
+
+
+def widened(stored: QuantizedLayer, matrix: Tensor, factor: Tensor) -> QuantizedLayer:
+    """The layer with steps wider by a factor, its weights rounded to them.
+
+    Args:
+        stored: the layer; matrix: the weights to round, [rows, fan_in].
+        factor: float64 [rows]; rows with 1 stay as they are.
+    """
+    wide = factor > 1
+    scale = torch.where(wide, _rounded_up(stored.grid.scale * factor), stored.grid.scale)
+    grid = Grid(stored.grid.bits, scale, stored.grid.zero)
+    codes = torch.where(wide[:, None], quantize(matrix, grid), stored.codes)
+    return replace(stored, codes=codes, grid=grid)
 
 
 def _excess(layer: Layer, stored: QuantizedLayer, top: int) -> Tensor:

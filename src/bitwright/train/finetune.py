@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from bitwright.arith.accumulator import Bounded
 from bitwright.curvature.divergence import flat, per_sample
 from bitwright.network import outputs
 from bitwright.quantize import Quantized, simulate
@@ -44,6 +45,7 @@ class Recipe:
         kind, class_axis: of the divergence; other kinds than `kl` have no temperature.
         seed: of the order of rows and of their changes.
         device: where to train; the result is back on the CPU.
+        bounded: an accumulator that no step may make able to overflow.
     """
 
     epochs: int
@@ -56,6 +58,7 @@ class Recipe:
     class_axis: int = 1
     seed: int = 0
     device: str = "cpu"
+    bounded: Bounded | None = None
 
     @property
     def soft(self) -> float:
@@ -96,7 +99,7 @@ def finetune(
     count = max(1, min(round(len(x) * r.held_out), r.most_held_out))
     train, judge = x[:-count], x[-count:]
     target = outputs(network.module, judge)
-    state = Trainable(quantized, entered=False).to(r.device)
+    state = Trainable(quantized, entered=False, bounded=r.bounded).to(r.device)
     placed = network.to(r.device).module
     steps = max(1, len(train) // r.batch)
     turns = {0: [la.name for la in network.layers]}
@@ -135,7 +138,7 @@ def finetune(
             resume.save(checkpoint, training, history, best)
     if not best:
         return quantized, history
-    found = Trainable(quantized, entered=False)
+    found = Trainable(quantized, entered=False, bounded=r.bounded)
     found.enter(_entered(turns, history.index(min(history)) * steps))
     found.load_state_dict(best)
     return found.quantized(), history

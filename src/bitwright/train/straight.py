@@ -12,6 +12,7 @@ The step s of `x̂ = s (q − z)`, q = clip(round(v), 0, top), v = x/s + z, has 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,15 +21,24 @@ from torch import Tensor
 from bitwright.arith.grid import Grid
 
 
-def straight_weights(weight: Tensor, log_step: Tensor, grid: Grid) -> Tensor:
-    """Fake-quantized weights [rows, fan_in] of latent ones; steps by their logarithms [rows]."""
+def straight_weights(
+    weight: Tensor,
+    log_step: Tensor,
+    grid: Grid,
+    rounded: Callable[[Tensor, Grid], Tensor] | None = None,
+) -> Tensor:
+    """Fake-quantized weights [rows, fan_in] of latent ones; steps by their logarithms [rows].
+
+    `rounded` makes codes of weights in steps from the lowest level; None rounds to nearest.
+    """
     half = grid.zero[:, None] / 2
     top = (2**grid.bits - 1)[:, None].to(weight.dtype)
     damp = 1 / math.sqrt(weight.shape[1])
     step = log_step.exp()[:, None]
     step = step * damp + (step * (1 - damp)).detach()
     scaled = (weight / step + half).clamp(min=torch.zeros_like(top), max=top)
-    levels = scaled + (scaled.round() - scaled).detach()
+    codes = scaled.round() if rounded is None else rounded(scaled.detach(), grid)
+    levels = scaled + (codes - scaled).detach()
     return (levels - half) * step
 
 

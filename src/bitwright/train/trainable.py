@@ -8,8 +8,9 @@ Batch-norm is folded, so there are no statistics to freeze.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from bitwright.arith.accumulator import Bounded
 from bitwright.arith.grid import Grid, quantize, round_scale
+from bitwright.arith.project import codes_within
 from bitwright.network import Layer, Network, join, run
 from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
 from bitwright.train.straight import straight_values, straight_weights
+
+#: codes of weights in steps from the lowest level, [rows, fan_in]
+Rounding = Callable[[Tensor, Grid], Tensor]
 
 
 class Trainable(nn.Module):
@@ -31,6 +37,8 @@ class Trainable(nn.Module):
         entered: whether all layers are quantized at once; False leaves them float until they
             :meth:`enter`.
         metadata: of the artefact that it came from, kept for the next one.
+        bounded: an accumulator that no layer may overflow, whatever comes in: weights are rounded
+            to the nearest integers among those that cannot (:mod:`bitwright.arith.project`).
 
     A plain module: any optimizer, loss and loop, `DistributedDataParallel`, and
     `state_dict` to stop and go on. Only one thing is its own: steps and biases want rates of
@@ -43,12 +51,13 @@ class Trainable(nn.Module):
         *,
         entered: bool = True,
         metadata: Mapping[str, Any] | None = None,
+        bounded: Bounded | None = None,
     ) -> None:
         super().__init__()
         self.origin, self.metadata = quantized, dict(metadata or {})
         grids = quantized.edges
         self.rows = nn.ModuleList(
-            _Rows(quantized.network, layer, quantized.layers[layer.name])
+            _Rows(quantized.network, layer, quantized.layers[layer.name], _rounding(bounded, layer))
             for layer in quantized.network.layers
         )
         self.edges = nn.ModuleDict(
@@ -125,8 +134,11 @@ class _Rows(nn.Module):
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, network: Network, layer: Layer, stored: QuantizedLayer) -> None:
+    def __init__(
+        self, network: Network, layer: Layer, stored: QuantizedLayer, rounding: Rounding | None
+    ) -> None:
         super().__init__()
+        self.rounding = rounding
         # float weights times the correction's gain: their codes are the stored codes, up to what
         # rounding that looks at data, or training before, may have moved
         w = network.matrix(layer).detach()
@@ -143,13 +155,25 @@ class _Rows(nn.Module):
     def forward(self) -> Tensor:
         """Fake-quantized weights [rows, fan_in]."""
         grid = Grid(self.bits, self.scale, self.zero)
-        return straight_weights(self.weight, self.log_step, grid)
+        return straight_weights(self.weight, self.log_step, grid, self.rounding)
 
     def stored(self, grid: Grid) -> QuantizedLayer:
         scale = round_scale(self.log_step.detach().cpu().exp())
         grid = replace(grid, scale=scale)
-        codes = quantize(self.weight.detach().cpu(), grid)
+        weight = self.weight.detach().cpu()
+        codes = quantize(weight, grid)
+        if self.rounding is not None:
+            top = (2**grid.bits - 1)[:, None].to(weight.dtype)
+            scaled = weight / scale[:, None] + grid.zero[:, None] / 2
+            scaled = scaled.clamp(min=torch.zeros_like(top), max=top)
+            codes = self.rounding(scaled, grid).to(torch.uint8)
         return QuantizedLayer(codes, grid, self.bias.detach().cpu().clone())
+
+
+def _rounding(bounded: Bounded | None, layer: Layer) -> Rounding | None:
+    if bounded is None or layer.name not in bounded.inputs:
+        return None
+    return partial(codes_within, within=bounded.inputs[layer.name], accumulator=bounded.accumulator)
 
 
 class _Step(nn.Module):
