@@ -96,7 +96,12 @@ def _program(text: Callable[[int], bytes]) -> Callable[[bytes], bytes]:
     return make
 
 
-def _nodes(size: int) -> bytes:
+def _few_nodes(size: int) -> bytes:
+    """As many nodes as may be, that load."""
+    return _nodes(size, 2**10 + size // 2**11 - 8)
+
+
+def _nodes(size: int, most: int = 2**30) -> bytes:
     """Nodes, as many as fit, that load."""
     tree: dict[str, Any] = {
         "graph": [], "layers": [[1, 1448, 1448]], "edges": [], "grids": [], "groups": [],
@@ -105,7 +110,7 @@ def _nodes(size: int) -> bytes:
     relu = ',[0,"aten.relu.default",[{"n":-1}]]'
     first = '["x","input",1],[0,"aten.linear.default",[{"n":-1},{"p":"0.weight"},{"p":"0.bias"}]]'
     last = ',[0,"output",[[{"n":-1}]]]'
-    graph = first + relu * ((2**18 + size // 4 - 1000) // len(relu)) + last
+    graph = first + relu * min(most, (2**18 + size // 4 - 1000) // len(relu)) + last
     return json.dumps(tree).replace('"graph": []', f'"graph": [{graph}]').encode()
 
 
@@ -156,6 +161,7 @@ BOMBS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "program of lists": ("artefact", _program(lambda n: b'{"graph":[' + b"[]," * n + b"0]}")),
     "program of words": ("artefact", _program(lambda n: b'["' + b'ab","' * (n // 20) + b'"]')),
     "program of nodes": ("artefact", _program(_nodes)),
+    "program of a few nodes": ("artefact", _program(_few_nodes)),
     "program without an end": ("artefact", _program(lambda n: b" " * (64 * n))),
     "layer beyond memory": ("artefact", _shape),
     "onnx of nodes": ("onnx", _fields(b"\x0a\x00")),

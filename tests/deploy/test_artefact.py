@@ -306,6 +306,10 @@ def other(name: str, made: np.ndarray) -> Callable[[Any, Any], None]:
 #: what somebody may change who can seal the file again, and what the error says of it
 MALFORMED = {
     "program that grows": (bomb("program", 2**26), "longer than it may be"),
+    "program of empty nodes": (
+        program(lambda p: p["graph"].extend([[0, "aten.relu.default", [{"n": -1}]]] * 2000)),
+        "more than its weights need",
+    ),
     "widths that grow": (bomb("grid", 2**26), "longer than it may be"),
     "program cut off": (tensor("program", lambda p: p[:-5]), "cut off"),
     "program with a tail": (tensor("program", lambda p: np.append(p, p[:3])), "cut off"),

@@ -36,7 +36,7 @@ import torch
 
 from bitwright.arith.grid import MAX_BITS, fits_container
 from bitwright.arith.packing import pack
-from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, program_limit, rebuild
+from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, program_limits, rebuild
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
@@ -112,8 +112,10 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
         if name not in own:
             # ascontiguousarray would give a scalar an axis
             tensors[f"f:{name}"] = np.array(value.detach().numpy(), order="C")
-    program = json.dumps(_program(quantized), separators=(",", ":")).encode()
-    if len(program) > program_limit(tensors):
+    tree = _program(quantized)
+    program = json.dumps(tree, separators=(",", ":")).encode()
+    limits = program_limits(tensors)
+    if len(program) > limits.text or len(tree["graph"]) > limits.nodes:
         raise BitwrightError(
             f"the graph of {len(network.module.graph.nodes)} operations is too large for an "
             f"artefact of {network.weights} weights; export the ONNX file alone"

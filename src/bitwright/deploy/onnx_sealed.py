@@ -29,6 +29,8 @@ _ENTRY = "bitwright"
 _REFUSED = {"If", "Loop", "Scan", "SequenceMap"}
 #: a message takes 75 times the memory of its two bytes: at most one for so many bytes, a field each
 _BYTES_MESSAGE, _BYTES_FIELD, _ALWAYS = 10, 3, 256
+#: messages inside each other, as many as protobuf reads
+_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -95,37 +97,45 @@ def read(path: Path) -> Sealed:
 
 
 def _scan(content: bytes) -> None:
-    """Refuse protobuf that would take far more memory than it has bytes, before it is parsed."""
-    messages = fields = 0
-    work: list[tuple[memoryview, Descriptor]] = [(memoryview(content), onnx.ModelProto.DESCRIPTOR)]
-    while work:
-        data, kind = work.pop()
-        place, known = 0, kind.fields_by_number
-        while place < len(data):
-            key, place = _varint(data, place)
-            field, form = known.get(key >> 3), key & 7
-            size = 0
-            if form == 0:
-                _, place = _varint(data, place)
-            elif form in (1, 5):
-                place += 8 if form == 1 else 4
-            elif form == 2:
-                size, place = _varint(data, place)
-                if field is not None and field.type == field.TYPE_STRING:
-                    data[place : place + size].tobytes().decode()  # ValueError where it is none
-                if field is not None and field.message_type is not None:
-                    work.append((data[place : place + size], field.message_type))
-                    messages += 1
-            else:
-                raise ValueError(f"a field of wire type {form}, which ONNX has none of")
-            place, fields = place + size, fields + 1
-            if place > len(data):
-                raise ValueError("a field reaches beyond its end")
-            if (
-                messages > _ALWAYS + len(content) // _BYTES_MESSAGE
-                or fields > _ALWAYS + len(content) // _BYTES_FIELD
-            ):
-                raise ValueError("it is more structure than content")
+    """Refuse protobuf that would take far more memory than it has bytes, before it is parsed.
+
+    Messages are entered where they stand, so that nothing is kept but the ends of those around.
+    """
+    messages = fields = place = 0
+    data = memoryview(content)
+    around: list[tuple[int, Descriptor]] = [(len(content), onnx.ModelProto.DESCRIPTOR)]
+    while around:
+        end, kind = around[-1]
+        if place == end:
+            around.pop()
+            continue
+        key, place = _varint(data, place)
+        field, form = kind.fields_by_number.get(key >> 3), key & 7
+        size, inside = 0, None
+        if form == 0:
+            _, place = _varint(data, place)
+        elif form in (1, 5):
+            size = 8 if form == 1 else 4
+        elif form == 2:
+            size, place = _varint(data, place)
+            inside = None if field is None else field.message_type
+            if field is not None and field.type == field.TYPE_STRING:
+                data[place : place + size].tobytes().decode()  # ValueError where it is none
+        else:
+            raise ValueError(f"a field of wire type {form}, which ONNX has none of")
+        fields, messages = fields + 1, messages + (inside is not None)
+        if place + size > end:
+            raise ValueError("a field reaches beyond its end")
+        if (
+            messages > _ALWAYS + len(content) // _BYTES_MESSAGE
+            or fields > _ALWAYS + len(content) // _BYTES_FIELD
+            or len(around) > _DEPTH
+        ):
+            raise ValueError("it is more structure than content")
+        if inside is None:
+            place += size
+        else:
+            around.append((place + size, inside))
 
 
 def _varint(data: memoryview, place: int) -> tuple[int, int]:

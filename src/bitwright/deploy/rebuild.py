@@ -31,13 +31,27 @@ MOST_SPARE = 15
 _KNOWN = {"grid", "scale", "bias", "edge_scale", "program", *STREAMS.values()}
 
 
-def program_limit(tensors: Mapping[str, np.ndarray]) -> int:
-    """Bytes of text that an artefact's program may have beside its other tensors.
+@dataclass(frozen=True)
+class Limits:
+    """What an artefact's program may be beside its other tensors.
 
-    Text becomes nodes that take forty times its bytes, numbers become weights that take some ten
-    times theirs: with a quarter of the numbers' bytes no program needs more memory than they do.
+    A node takes some 9 KB of memory, however short its text; text takes ten times its bytes, and
+    numbers become weights that take some ten times theirs. So a program within these limits needs
+    no more memory than the numbers do, beside what any file may take.
+
+    Attributes:
+        text: bytes of JSON.
+        nodes: of the graph.
     """
-    return 2**18 + sum(v.nbytes for name, v in tensors.items() if name != "program") // 4
+
+    text: int
+    nodes: int
+
+
+def program_limits(tensors: Mapping[str, np.ndarray]) -> Limits:
+    """Of an artefact with these tensors."""
+    size = sum(v.nbytes for name, v in tensors.items() if name != "program")
+    return Limits(2**18 + size // 4, 2**10 + size // 2**11)
 
 
 @dataclass(frozen=True)
@@ -86,8 +100,11 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     for name in ("grid", "program", *STREAMS.values()):
         if name in tensors and (tensors[name].dtype != np.uint8 or tensors[name].ndim != 1):
             raise ValueError(f"its {name} is no row of bytes")
-    text = _inflated(tensors["program"], program_limit(tensors), "program")
+    limits = program_limits(tensors)
+    text = _inflated(tensors["program"], limits.text, "program")
     program: Program = decode(Program, parse(text, "its program"), "program")
+    if len(program.graph) > limits.nodes:
+        raise ValueError(f"its program has {len(program.graph)} nodes, more than its weights need")
     shapes = _shapes(program)
     layers = _layers(shapes, tensors)
     parameters = {
