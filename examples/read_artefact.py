@@ -47,10 +47,11 @@ def read(path: str) -> dict:
             rows[r] = (piece - np.float32(zero[r] / 2)) * scale[r]
             start[b] += fans[r]
     for place, *shape in program["layers"]:  # the node that calls a layer names its parameters
-        _, weight_name, bias_name = (a.get("p") for a in program["graph"][place][2][:3])
-        found[weight_name] = np.concatenate(rows[row : row + shape[0]]).reshape(shape)
-        found[bias_name] = bias[row : row + shape[0]]
+        names = [a["p"] for a in program["graph"][place][2][:3] if isinstance(a, dict) and "p" in a]
+        found[names[0]] = np.concatenate(rows[row : row + shape[0]]).reshape(shape)
         row += shape[0]
+        if len(names) > 1:  # an embedding has no bias
+            found[names[1]], bias = bias[: shape[0]], bias[shape[0] :]
     return found
 
 
