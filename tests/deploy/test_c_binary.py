@@ -178,7 +178,7 @@ HOSTILE = {
     "input step NaN": (put(52, 0x7FC00000), "malformed"),
     "output step below 0": (put(56, 0xBF800000), "malformed"),
     "zero point beyond": (put(62, 1, 1), "malformed"),
-    "unknown kind": (put(64, 3, 1), "malformed"),
+    "unknown kind": (put(64, 4, 1), "malformed"),
     "scales of 3 bytes": (put(65, 3, 1), "malformed"),
     "no groups": (put(66, 0, 2), "malformed"),
 }

@@ -24,7 +24,7 @@ from bitwright.curvature import Estimate
 from bitwright.curvature.forms import quadratic_forms
 from bitwright.network import Layer, Network, batches, run
 from bitwright.quantize.correct import GAINS
-from bitwright.quantize.tokens import token_counts
+from bitwright.quantize.tokens import seen_rows
 from bitwright.quantize.weights import WeightTable, channel_axis
 
 #: rows the correction's part is fitted on
@@ -56,7 +56,7 @@ def actual_error(
     Returns:
         Layer name -> :class:`Estimate` with arrays [rows, 8].
     """
-    seen = {n: torch.from_numpy(c).nonzero()[:, 0] for n, c in token_counts(network, x).items()}
+    seen = seen_rows(network, x)
     changes = errors_left(network, tables, x[:FIT_ROWS] if corrected else None, seen=seen)
     return quadratic_forms(
         network,

@@ -45,6 +45,14 @@ def token_counts(network: Network, x: Tensor, *, chunk: int = 256) -> dict[str, 
     return {name: count.numpy() for name, count in counts.items()}
 
 
+def seen_rows(network: Network, x: Tensor) -> dict[str, Tensor]:
+    """The tokens that occur in `x`: embedding -> int64, ascending."""
+    return {
+        name: torch.from_numpy(np.flatnonzero(count))
+        for name, count in token_counts(network, x).items()
+    }
+
+
 def _note(met: Tensor, ids: Tensor, varies: bool) -> None:
     """Mark [n, tokens]: ids [n, …] or [n · …] of each row, or what every row looks up."""
     if varies:
