@@ -34,6 +34,7 @@ UNSUPPORTED: dict[Any, str] = {
     aten.conv_transpose2d.input: "conv_transpose2d",
     aten.conv_transpose3d.input: "conv_transpose3d",
     aten.embedding_bag.default: "embedding_bag",
+    aten.embedding_bag.padding_idx: "embedding_bag",
     aten.bilinear.default: "bilinear",
     aten.lstm.input: "lstm",
     aten.gru.input: "gru",
