@@ -34,7 +34,7 @@ def build_model(quantized: Quantized) -> ir.Model:
 
 def hollow(network: Network, *, edges: bool = True) -> ir.Model:
     """The exported graph with holes, the same for all widths."""
-    return export(with_holes(network, edges), network.input_shape, _input_dtype(network))
+    return export(with_holes(network, edges), network.input_shape, network.input_dtype)
 
 
 def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
@@ -149,14 +149,6 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         if output is old:
             new.shape, new.type = old.shape, old.type
             graph.outputs[i] = new
-
-
-def _input_dtype(network: Network) -> Any:
-    import torch
-
-    nodes = network.module.graph.nodes
-    floating = next(n for n in nodes if n.op == "placeholder").meta.get("is_float", True)
-    return torch.float32 if floating else torch.int64
 
 
 def _constant_weights(

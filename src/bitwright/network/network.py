@@ -121,6 +121,12 @@ class Network:
         return self.tensor(layer.weight).reshape(layer.rows, layer.fan_in)
 
     @property
+    def input_dtype(self) -> torch.dtype:
+        """Of the rows: float32, or int64 for tokens."""
+        source = next(n for n in self.module.graph.nodes if n.op == "placeholder")
+        return torch.float32 if source.meta.get("is_float", True) else torch.int64
+
+    @property
     def device(self) -> torch.device:
         """Where the graph's tensors are."""
         return self.tensor(self.layers[0].weight).device
