@@ -61,7 +61,8 @@ def as_floats(quantized: Quantized) -> np.ndarray:
     found = []
     for layer in quantized.network.layers:
         stored = quantized.layers[layer.name]
-        found.append(torch.cat([stored.matrix(), stored.bias[:, None]], 1).flatten())
+        bias = [stored.bias[:, None]] if layer.bias else []
+        found.append(torch.cat([stored.matrix(), *bias], 1).flatten())
     return torch.cat(found).numpy()
 
 

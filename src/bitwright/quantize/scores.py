@@ -17,9 +17,8 @@ from bitwright.curvature.hessian import Hessian
 from bitwright.curvature.spectrum import top_eigenvalues
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
+from bitwright.quantize import credibility
 from bitwright.quantize.actual_error import actual_error
-from bitwright.quantize.credibility import expected as expected_of_tokens
-from bitwright.quantize.credibility import per_occurrence
 from bitwright.quantize.feedback import FEEDBACK_ROWS, errors_left
 from bitwright.quantize.measured import measured
 from bitwright.quantize.moments import float_moments
@@ -68,25 +67,15 @@ def toward(forms: Estimate, expected: np.ndarray) -> np.ndarray:
 def toward_tokens(
     forms: Estimate, trace: Estimate, error: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """An embedding's forms [rows, widths] in a new sample, shrunk by their credibility.
-
-    The ratio of a form to what its token's curvature expects, `m̂ e / d`, is what is shrunk: to the
-    mean ratio of the tokens.
+    """An embedding's forms [rows, widths] in a new sample: :mod:`.credibility`.
 
     Args:
         forms, trace: measured on the same samples.
         error: mean squared error of a number, float64 [rows, widths].
         counts: samples that contain each row, int64 [rows].
     """
-    found = per_occurrence(trace, counts)[:, None] * error
-    for i in range(found.shape[1]):
-        each = found[:, i]
-        scale = np.divide(1, each, out=np.zeros(len(each)), where=each > 0)
-        parts = (forms.value, forms.stderr_probe, forms.stderr_data)
-        value, probe, data = (p[:, i] * scale for p in parts)
-        ratio = Estimate(value, probe, data, forms.samples)
-        found[:, i] = expected_of_tokens(ratio, counts) * each
-    return found
+    own = credibility.directions(forms.value, trace.value[:, None] * error, counts)
+    return own * credibility.expected(trace, counts)[:, None] * error
 
 
 @dataclass(frozen=True)
@@ -143,7 +132,7 @@ class _Given:
     def trace(self, sensitivity: Sensitivity, layer: Layer) -> np.ndarray:
         estimate = sensitivity.layers[layer.name]
         if layer.name in self.counts:
-            return expected_of_tokens(estimate, self.counts[layer.name])
+            return credibility.expected(estimate, self.counts[layer.name])
         return shrunk(estimate) if self.shrink else estimate.value
 
 
