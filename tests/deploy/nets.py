@@ -18,7 +18,7 @@ from bitwright.quantize import Quantized, calibrate, round_weights, weight_table
 class Fn(nn.Module):
     """Some modules, and a forward given as a function of them and the input."""
 
-    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module) -> None:
+    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()
         self.f = forward
         for name, part in parts.items():
@@ -29,6 +29,8 @@ class Fn(nn.Module):
 
 
 IMAGE = (3, 8, 8)
+#: of the tables' rows
+TOKENS = 11
 
 
 def conv(i: int, o: int, k: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -219,6 +221,37 @@ def gelu_tokens() -> Fn:
     )
 
 
+def words() -> Fn:
+    """A table looked up twice, once straight into integers, and positions that all rows share."""
+
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        inner = m.b(F.relu(m.a(m.e(x)))) + m.places(torch.arange(x.shape[1]))
+        return m.head((inner + m.e(x[:, :1])).mean(1))
+
+    return Fn(
+        forward,
+        e=nn.Embedding(TOKENS, 6, padding_idx=0),
+        places=nn.Embedding(7, 6),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 6),
+        head=nn.Linear(6, 5),
+    )
+
+
+def tied_words() -> Fn:
+    """A table that is the head's weight as well."""
+
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        return F.linear(m.a(torch.tanh(m.e(x))).mean(1), m.e.weight, m.bias)
+
+    return Fn(
+        forward,
+        e=nn.Embedding(TOKENS, 6),
+        a=nn.Linear(6, 6),
+        bias=nn.Parameter(torch.zeros(TOKENS)),
+    )
+
+
 def twice() -> Fn:
     def forward(m: Fn, x: Tensor) -> Tensor:
         x = F.relu(m.a(x))
@@ -273,6 +306,8 @@ ROSTER: dict[str, tuple[Callable[[], Fn], tuple[int, ...]]] = {
     "dense": (dense, (12,)),
     "tokens": (tokens, (7, 6)),
     "gelu_tokens": (gelu_tokens, (7, 6)),
+    "words": (words, (7,)),
+    "tied_words": (tied_words, (7,)),
     "twice": (twice, IMAGE),
     "clips": (clips, IMAGE),
     "padded_shortcut": (padded_shortcut, IMAGE),
@@ -280,9 +315,11 @@ ROSTER: dict[str, tuple[Callable[[], Fn], tuple[int, ...]]] = {
 }
 
 
-def rows(shape: tuple[int, ...], count: int = 48, seed: int = 5) -> Tensor:
-    """Noise with a mean of its own for each row."""
+def rows(shape: tuple[int, ...], count: int = 48, seed: int = 5, *, tokens: bool = False) -> Tensor:
+    """Noise with a mean of its own for each row; or tokens."""
     generator = torch.Generator().manual_seed(seed)
+    if tokens:
+        return torch.randint(0, TOKENS, (count, *shape), generator=generator)
     means = torch.randn(count, *[1] * len(shape), generator=generator)
     return torch.randn(count, *shape, generator=generator) + means
 
@@ -293,7 +330,7 @@ def _fitted(name: str, bits: tuple[int, int], seed: int, narrow: bool) -> tuple[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make().eval()
-    x = rows(shape)
+    x = rows(shape, tokens="words" in name)
     network = build(model, x)
     rng = np.random.default_rng(seed)
     widths = {la.name: rng.integers(bits[0], bits[1] + 1, la.rows) for la in network.layers}

@@ -61,7 +61,8 @@ def as_floats(quantized: Quantized) -> np.ndarray:
     found = []
     for layer in quantized.network.layers:
         stored = quantized.layers[layer.name]
-        found.append(torch.cat([stored.matrix(), stored.bias[:, None]], 1).flatten())
+        bias = [stored.bias[:, None]] if layer.bias else []
+        found.append(torch.cat([stored.matrix(), *bias], 1).flatten())
     return torch.cat(found).numpy()
 
 
@@ -178,7 +179,7 @@ HOSTILE = {
     "input step NaN": (put(52, 0x7FC00000), "malformed"),
     "output step below 0": (put(56, 0xBF800000), "malformed"),
     "zero point beyond": (put(62, 1, 1), "malformed"),
-    "unknown kind": (put(64, 3, 1), "malformed"),
+    "unknown kind": (put(64, 4, 1), "malformed"),
     "scales of 3 bytes": (put(65, 3, 1), "malformed"),
     "no groups": (put(66, 0, 2), "malformed"),
 }

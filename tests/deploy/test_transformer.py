@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,11 +61,15 @@ def encoder() -> tuple[Quantized, Tensor]:
         model = Encoder().eval()
     ids = torch.randint(1, 50, (64, 12), generator=torch.Generator().manual_seed(1))
     ids[::3, 7:] = 0
-    network = build(model, ids, skip=("words", "places"))
+    network = build(model, ids)
     rng = np.random.default_rng(0)
     widths = {la.name: rng.integers(1, 9, la.rows) for la in network.layers}
     layers = round_weights(network, weight_tables(network), widths)
     return Quantized(network, layers, calibrate(network, ids[:32])), ids
+
+
+def network_edges(quantized: Quantized) -> list[str]:
+    return [e.name for e in quantized.network.edges if e.group in quantized.edges]
 
 
 def test_every_linear_layer_runs_on_integers(encoder: tuple[Quantized, Tensor], tmp_path: Path):
@@ -74,6 +80,7 @@ def test_every_linear_layer_runs_on_integers(encoder: tuple[Quantized, Tensor], 
     loaded = artefact.load(stored).quantized
     assert not agree(quantized, loaded, ids)
     found = verify(loaded, path, ids)
+    assert found.tensors == 2 + len(network_edges(quantized))  # two lookups, by their bits
     assert found.ok and found.integer_linears == found.linears == 13, found
     assert found.operations["QGemm"] == 13 and found.operations["Gelu"] == 2
     assert found.operations.get("MatMul", 0) + found.operations["FusedMatMul"] == 4  # attention
@@ -82,9 +89,39 @@ def test_every_linear_layer_runs_on_integers(encoder: tuple[Quantized, Tensor], 
         assert outputs.shape == (count, 3)
 
 
-def test_a_difference_names_layer_index_and_values(encoder: tuple[Quantized, Tensor]):
-    from dataclasses import replace
+def test_a_table_stays_in_bytes(encoder: tuple[Quantized, Tensor], tmp_path: Path):
+    """The runtime gathers int8 rows; a table of float32 is nowhere in what it executes."""
+    quantized, _ = encoder
+    path, optimized = tmp_path / "model.onnx", tmp_path / "optimized.onnx"
+    onnx_file.save(quantized, path)
+    runtime.session(path, optimized=optimized)
+    graph = onnx.load(optimized).graph
+    tables = [t for t in graph.initializer if list(t.dims) == [50, 16]]
+    assert [t.data_type for t in tables] == [onnx.TensorProto.INT8]
+    gathers = [n for n in graph.node if n.op_type == "Gather" and n.input[0] == tables[0].name]
+    assert len(gathers) == 1
 
+
+def test_a_wrong_row_is_found(encoder: tuple[Quantized, Tensor], tmp_path: Path):
+    """One code of one token, one step of another: each is told with its lookup and its place."""
+    quantized, ids = encoder
+    path = tmp_path / "model.onnx"
+    onnx_file.save(quantized, path)
+    stored = quantized.layers["words"]
+    token, other = (int(ids[i, 2]) for i in (0, 1))
+    codes, scale = stored.codes.clone(), stored.grid.scale.clone()
+    codes[token, 5] ^= 1
+    scale[other] *= 1 + 2**-10
+    for changed in (
+        replace(stored, codes=codes),
+        replace(stored, grid=replace(stored.grid, scale=scale)),
+    ):
+        wrong = replace(quantized, layers={**quantized.layers, "words": changed})
+        first = verify(wrong, path, ids).differing[0]
+        assert first.layer == "words" and first.name == "embedding.rows" and not first.reason
+
+
+def test_a_difference_names_layer_index_and_values(encoder: tuple[Quantized, Tensor]):
     quantized, ids = encoder
     name = "blocks.0.up"
     stored = quantized.layers[name]

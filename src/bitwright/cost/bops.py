@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bitwright.network import Network
+from bitwright.network.ops import is_lookup
 
 FLOAT_BITS = 32
 
@@ -33,6 +34,8 @@ def mac_pairs(network: Network) -> tuple[np.ndarray, np.ndarray]:
         row, other = np.zeros(len(groups), dtype=np.int64), 0
         for name in layer.calls:
             node = nodes[name]
+            if is_lookup(node):
+                continue
             macs = math.prod(node.meta["row_shape"]) // layer.rows * layer.fan_in
             if node.args[0].name in place:
                 row[place[node.args[0].name]] += macs

@@ -108,6 +108,6 @@ def _rounded(network: Network, rows: Tensor) -> Quantized:
     for layer in network.layers:
         matrix = network.matrix(layer)
         grid, _ = fit(matrix, 4)
-        bias = network.tensor(layer.bias)
+        bias = network.bias(layer)
         layers[layer.name] = quantize.QuantizedLayer(rounded(matrix, grid), grid, bias)
     return Quantized(network, layers, quantize.calibrate(network, rows[:_ROWS]))

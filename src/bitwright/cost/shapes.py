@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from bitwright.network import Layer, Network
 from bitwright.network.network import fused_activation
+from bitwright.network.ops import is_lookup
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class LayerShape:
 
 
 def calls(network: Network) -> list[tuple[Layer, LayerShape]]:
-    """Every call of every layer, in the order of the layers."""
+    """Every call of every layer but lookups, in the order of the layers."""
     nodes = {n.name: n for n in network.module.graph.nodes}
     edges = {e.name for e in network.edges}
-    return [(la, _shape(la, nodes[name], edges)) for la in network.layers for name in la.calls]
+    pairs = [(la, nodes[name]) for la in network.layers for name in la.calls]
+    return [(la, _shape(la, node, edges)) for la, node in pairs if not is_lookup(node)]
 
 
 def _shape(layer: Layer, node: Node, edges: set[str]) -> LayerShape:

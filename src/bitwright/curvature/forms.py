@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitwright.curvature.estimate import Estimate
 from bitwright.curvature.gauss_newton import measure
 from bitwright.curvature.losses import OutputHessian, output_hessian
-from bitwright.curvature.row_squares import Placed, inputs
+from bitwright.curvature.row_squares import Placed, indexed, inputs
 from bitwright.curvature.row_squares import outputs as output_gradients
 from bitwright.curvature.subjects import NetworkSubject, Pass, gradients
 from bitwright.network import Network, outputs
@@ -35,6 +36,7 @@ def quadratic_forms(
     x: Tensor,
     changes: Mapping[str, Tensor],
     *,
+    rows: Mapping[str, Tensor] | None = None,
     kind: str = "kl",
     class_axis: int = 1,
     tolerance: float = 0.1,
@@ -49,6 +51,8 @@ def quadratic_forms(
         network: captured float network; x: [n, ...] rows.
         changes: layer name -> [rows, k, fan_in + 1]: of the weights, and of the bias in the last
             place; k may differ between layers.
+        rows: of embeddings, the rows int64 that the changes are of, where these are not all: rows
+            that `x` never looks up have forms of 0.
         kind, class_axis, effort, chunk, seed, progress: as for
             :func:`~bitwright.curvature.gauss_newton`.
         tolerance: standard error of directions left to chance, as a share of every form; 0 visits
@@ -59,6 +63,8 @@ def quadratic_forms(
     """
     block, _ = output_hessian(kind, outputs(network.module, x), None, class_axis)
     by_weight = {la.weight: changes[la.name] for la in network.layers if la.name in changes}
+    given = rows or {}
+    some = {la.weight: given[la.name] for la in network.layers if la.name in given}
     found, _ = measure(
         NetworkSubject(network, x, kind, class_axis, False),
         OutputHessian((block,)),
@@ -68,28 +74,39 @@ def quadratic_forms(
         chunk,
         seed,
         progress or (lambda f: None),
-        partial(_squares, by_weight),
+        partial(_squares, by_weight, some),
     )
     result = {}
     for layer in network.layers:
         if layer.name in changes:
             flat = found[f"layer:{layer.weight}"]
             shape = changes[layer.name].shape[:2]
-            parts = (flat.value, flat.stderr_probe, flat.stderr_data)
-            value, probe, data = (v.reshape(shape) for v in parts)
+            parts = [flat.value, flat.stderr_probe, flat.stderr_data]
+            parts = [v.reshape(shape) for v in parts]
+            if layer.weight in some:
+                parts = [_spread(v, some[layer.weight], layer.rows) for v in parts]
+            value, probe, data = parts
             result[layer.name] = Estimate(value, probe, data, flat.samples)
     return result
 
 
+def _spread(values: np.ndarray, rows: Tensor, count: int) -> np.ndarray:
+    """Values of some rows among those of all, which are 0."""
+    found = np.zeros((count, values.shape[1]))
+    found[rows.numpy()] = values
+    return found
+
+
 def _squares(
     changes: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
     passed: Pass,
     weights: Mapping[str, tuple[int, ...]],
     directions: list[Tensor],
     columns: Mapping[str, slice],
 ) -> Tensor:
     """The integrand of :func:`quadratic_forms`: [directions, m, C]."""
-    return inner_products(changes, passed, directions, columns).square_()
+    return inner_products(changes, passed, directions, columns, rows).square_()
 
 
 def inner_products(
@@ -97,6 +114,7 @@ def inner_products(
     passed: Pass,
     directions: list[Tensor],
     columns: Mapping[str, slice],
+    rows: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """`⟨u_c, d⟩` of each direction, sample and change, [directions, m, C].
 
@@ -105,6 +123,7 @@ def inner_products(
         passed: a forward pass of m samples, its graph alive.
         directions: `√λ v` or `S ε` of each sample.
         columns: `layer:…` -> its rows × k among all C.
+        rows: weight name -> the rows that its changes are of; all where absent.
     """
     width = max(c.stop for c in columns.values())
     result = passed.outputs.new_zeros(len(directions), len(passed.outputs), width)
@@ -119,7 +138,9 @@ def inner_products(
             own = result[i][:, columns[f"layer:{name}"]]
             for use in uses:
                 g = next(found)
-                if g is not None:
+                if g is not None and use.use.kind == "embedding":
+                    _looked_up(own, changes[name].to(g), use, g, (rows or {}).get(name))
+                elif g is not None:
                     own += _inner(changes[name].to(g), use, g).flatten(1)
     return result.detach()
 
@@ -136,3 +157,25 @@ def _inner(changes: Tensor, placed: Placed, g: Tensor) -> Tensor:
         each += g[some].sum(-1).flatten(1).mT[..., None] * changes[:, None, :, -1]
         pieces.append(each.transpose(0, 1))
     return torch.cat(pieces)
+
+
+def _looked_up(
+    own: Tensor, changes: Tensor, placed: Placed, g: Tensor, rows: Tensor | None
+) -> None:
+    """Add an embedding's share to `own` [m, rows × k]: each position's to the row it looks up."""
+    index, g = indexed(placed, g)
+    count, k = changes.shape[:2]
+    place = index
+    if rows is not None:
+        place = torch.full((int(max(rows.max(), index.max())) + 1,), -1)
+        place[rows] = torch.arange(count)
+        place = place[index]  # padding, at -1, is no row: masked below
+    known = (index >= 0) & (place >= 0)
+    place = place.clamp(min=0)
+    wide = own.unflatten(1, (count, k))
+    size = max(1, _LIMIT // (index.shape[1] * k * changes.shape[2]))
+    for a in range(0, placed.n, size):
+        some = slice(a, min(a + size, placed.n))
+        each = torch.einsum("npd,npkd->npk", g[some], changes[place[some], :, :-1])
+        each *= known[some, :, None]
+        wide[some].scatter_add_(1, place[some, :, None].expand_as(each), each)

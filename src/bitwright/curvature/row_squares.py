@@ -55,6 +55,8 @@ def row_squares(
     count = channels(shape, uses[0].use)
     parts = sorted((u.rows.start, u.rows.stop) for u in uses)
     if any(a[1] > b[0] for a, b in pairwise(parts)):
+        if all(u.use.kind == "embedding" and u.rows == uses[0].rows for u in uses):
+            return [_tokens(uses, each) for each in gradients]
         return [
             _joint(shape, count, uses, each) if any(g is not None for g in each) else None
             for each in gradients
@@ -106,7 +108,7 @@ def _single(placed: Placed, gradients: Sequence[Tensor | None]) -> list[Tensor |
     kind = placed.use.kind
     if kind in ("scale", "embedding"):
         for k, g in live:
-            found[k] = _scale(placed, g).square() if kind == "scale" else _tokens(placed, g)
+            found[k] = _scale(placed, g).square() if kind == "scale" else _tokens([placed], [g])
         return found
     g = torch.cat([outputs(placed, g) for _, g in live], 2)  # all directions in one product
     n, groups, r, positions = g.shape
@@ -153,7 +155,7 @@ def _formed(placed: Placed, g: Tensor, some: slice) -> Tensor:
     if placed.use.kind == "scale":
         return _scale(placed, g)[some, :, None]
     if placed.use.kind == "embedding":
-        index, g = (t[some] for t in _indexed(placed, g))
+        index, g = (t[some] for t in indexed(placed, g))
         count = placed.rows.stop - placed.rows.start
         zero = g.new_zeros(len(g), count + 1, g.shape[-1])  # one row more, for padding
         place = torch.where(index < 0, count, index)[..., None].expand_as(g)
@@ -166,18 +168,21 @@ def _scale(placed: Placed, g: Tensor) -> Tensor:
     return placed.layout.channel_sums(g * placed.use.x, placed.use.channel, placed.n)
 
 
-def _indexed(placed: Placed, g: Tensor) -> tuple[Tensor, Tensor]:
+def indexed(placed: Placed, g: Tensor) -> tuple[Tensor, Tensor]:
     """An embedding's indices [n, P] and gradients [n, P, D]."""
     n, layout = placed.n, placed.layout
     index = layout.first(placed.use.x, n).reshape(n, -1)
     return index, layout.first(g, n).reshape(n, index.shape[1], -1)
 
 
-def _tokens(placed: Placed, g: Tensor) -> Tensor:
-    """[n, rows] of an embedding that is used once: gradients of a token met twice are summed."""
-    index, g = _indexed(placed, g)
-    count = placed.rows.stop - placed.rows.start
-    found = g.new_zeros(placed.n, count + 1)
+def _tokens(uses: Sequence[Placed], gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """[n, rows] of an embedding: gradients of a token met twice, in any use, are summed."""
+    live = [indexed(u, g) for u, g in zip(uses, gradients, strict=True) if g is not None]
+    if not live:
+        return None
+    index, g = (torch.cat(parts, 1) for parts in zip(*live, strict=True))
+    count = uses[0].rows.stop - uses[0].rows.start
+    found = g.new_zeros(len(g), count + 1)
     same = (index[:, :, None] == index[:, None, :]).to(g.dtype)
     summed = (same @ g).square().sum(-1) / same.sum(-1)  # each token's share at each position
     found.scatter_add_(1, torch.where(index < 0, count, index), summed)

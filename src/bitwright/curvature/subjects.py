@@ -19,6 +19,8 @@ from bitwright.curvature.row_squares import Placed
 from bitwright.curvature.tape import Tape, Use, edge
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, doubled, join, run
+from bitwright.network.network import varying
+from bitwright.network.ops import aten, is_lookup
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,13 @@ class NetworkSubject:
             if p.is_floating_point()
         } | {n: self.network.tensor(n).detach().requires_grad_(True) for n in self.weights}
         tape = Tape({n: leaves[n] for n in self.weights})
+        varies = varying(module)
+        shared = {n for n in module.graph.nodes if is_lookup(n) and n.args[1] not in varies}
         edges: dict[str, tuple[Tensor, int]] = {}
 
         def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if is_lookup(node):  # the padding's row is not trained, but counts where it is read
+                args = args[0], _of_each_row(node, args[1], len(x)) if node in shared else args[1]
             value = node.target(*args, **kwargs)  # type: ignore[operator]
             if node.name in self.edge_names:
                 edges[node.name] = value, 1
@@ -182,3 +188,16 @@ class NetworkSubject:
         with torch.enable_grad(), tape:
             output = join(run(module, x, call, enter=enter, constants=leaves))
         return Record(flatten(output, self.kind, self.class_axis), tape, edges, leaves)
+
+
+def _of_each_row(node: Node, ids: Tensor, rows: int) -> Tensor:
+    """Indices that are the same for all rows, positions above all, once for each of them.
+
+    Else no gradient at the lookup's result would be one row's. Left as they are where what reads
+    the result might count axes.
+    """
+    binary = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor)
+    if any(user.target not in binary for user in node.users) or len(ids) == rows > 1:
+        return ids
+    inner = ids.shape[1:] if ids.ndim > 1 and len(ids) == 1 else ids.shape
+    return ids.expand(rows, *inner)

@@ -6,7 +6,7 @@ Tensors (all flat; R output channels in the order of layers, G tied groups of ac
 |---|---|---|
 | `grid` | uint8, zlib | of each channel `width + 16 · (2^width − zero)`, zero in half steps |
 | `scale` | float16 [R]; float32 [R] if one of them is no float16 number | step of each channel |
-| `bias` | float32 [R] | |
+| `bias` | float32 [channels but those of embeddings] | |
 | `bytes`, `nibbles`, `pairs`, `singles` | uint8 | packed codes (:mod:`bitwright.arith.packing`) |
 | `edge_scale` | float32 [G] | steps of the activations |
 | `program` | uint8, zlib | JSON: graph, layers, edges, grids of the groups |
@@ -192,10 +192,11 @@ def stored_bytes(network: Network, bits: Mapping[str, np.ndarray]) -> dict[str, 
     """What a plan must cost: packed codes, scales, zero points, widths, biases, in bytes."""
     codes = sum(int(bits[la.name].sum()) * la.fan_in for la in network.layers)
     rows = sum(la.rows for la in network.layers)
+    biased = sum(la.rows for la in network.layers if la.bias)
     return {
         "weights": -(-codes // 8),
         "scales": 2 * rows,
         "zero points": rows,
         "widths": rows,
-        "biases": 4 * rows,
+        "biases": 4 * biased,
     }

@@ -7,10 +7,10 @@
 | 16 | `BWM1`; 4 bytes each: size, CRC-32 (zlib's) of all behind it, number of layers |
 | 52 a layer | 4 bytes each: the weight's shape (4 numbers, 1 where it has fewer axes), offsets of |
 | | widths, scales, biases, codes, then bytes of codes; input and output step (float32, 0 where |
-| | the activation is float); their zero points, their widths, kind (0 linear, 1 conv1d, 2 conv2d),|
-| | bytes of a scale, and two bytes of groups |
-| blocks | of each layer: scales (float16 or float32), biases (float32), one byte a channel |
-| | `width + 16 · (2^width − zero)`, codes |
+| | the activation is float); their zero points, their widths, kind (0 linear, 1 conv1d, 2 conv2d, |
+| | 3 embedding), bytes of a scale, and two bytes of groups |
+| blocks | of each layer: scales (float16 or float32), biases (float32; none of an embedding), one |
+| | byte a channel `width + 16 · (2^width − zero)`, codes |
 
 The codes of a channel begin at a whole byte, the first code in the lowest bits. `model.h` names the
 layers by number and tells the sizes that buffers need. `examples/microcontroller/` reads them.
@@ -32,7 +32,7 @@ from bitwright.network import Layer
 from bitwright.network.network import fused_activation
 from bitwright.quantize import EdgeGrid, Quantized
 
-_KINDS = {"linear": 0, "conv1d": 1, "conv2d": 2}
+_KINDS = {"linear": 0, "conv1d": 1, "conv2d": 2, "embedding": 3}
 _HEAD = struct.Struct("<4sIII")
 _LAYER = struct.Struct("<4I5I2f4B2BH")
 _LARGEST = 2**31
@@ -96,7 +96,7 @@ def _layer(quantized: Quantized, layer: Layer, place: int) -> tuple[bytes, bytes
     narrow = np.array_equal(half.astype(np.float32), scale)
     parts = [
         (half if narrow else scale).astype("<f2" if narrow else "<f4").tobytes(),
-        stored.bias.numpy().astype("<f4").tobytes(),
+        stored.bias.numpy().astype("<f4").tobytes(),  # none of an embedding
         symbols(layer, stored).tobytes(),
         pack_rows(stored.codes.numpy(), stored.grid.bits.numpy()),
     ]
@@ -118,7 +118,7 @@ def _grids(quantized: Quantized, layer: Layer) -> tuple[EdgeGrid, EdgeGrid]:
     group = {edge.name: edge.group for edge in network.edges}
     call = next(n for n in network.module.graph.nodes if n.name == layer.calls[0])
     clip = fused_activation(call)
-    source = getattr(call.args[0], "name", "")
+    source = "" if layer.kind == "embedding" else getattr(call.args[0], "name", "")
     result = clip.name if clip is not None and clip.name in group else call.name
     read, given = (quantized.edges.get(group.get(name, -1), _FLOAT) for name in (source, result))
     return read, given

@@ -83,9 +83,10 @@ def write(quantized: Quantized, folder: Path, widths: tuple[int, ...] = SERVED) 
     for layer in network.layers:
         stored = quantized.layers[layer.name]
         tensors[layer.weight] = stored.matrix().reshape(layer.shape).numpy()
-        tensors[layer.bias] = stored.bias.numpy()
-        if not stored.bias.any():  # one that capture gave to a layer without
-            del tensors[layer.bias]
+        if stored.bias.any():
+            tensors[layer.bias] = stored.bias.numpy()
+        else:  # an embedding, or a bias that capture gave to a layer without
+            tensors.pop(layer.bias, None)
         if layer not in linear:
             continue
         del tensors[layer.weight]

@@ -10,7 +10,7 @@ import numpy as np
 from torch.fx import Node
 
 from bitwright.network.network import fused_activation
-from bitwright.network.ops import LAYERS, VALUE_PRESERVING, aten
+from bitwright.network.ops import LAYERS, TABLES, VALUE_PRESERVING, aten
 from bitwright.quantize import Quantized
 
 
@@ -84,7 +84,7 @@ def differences(quantized: Quantized, tallies: Mapping[str, Tally]) -> tuple[Dif
         if not tally.count:
             continue
         assert tally.where is not None
-        node = nodes[name]
+        node = nodes[name.removesuffix(".rows")]
         producer = _computed_by(node, owner)
         found.append(
             Difference(
@@ -128,7 +128,7 @@ _REASONS: dict[Any, str] = {
 
 def _reason(node: Node, producer: Node) -> str:
     """Why an element may differ by a step though what it is computed from does not."""
-    if node.op == "placeholder" or producer.target in LAYERS:
+    if node.op == "placeholder" or producer.target in {*LAYERS, *TABLES}:
         return ""  # exact integers and one rounding: nothing may differ
     if producer.target in VALUE_PRESERVING:
         return ""

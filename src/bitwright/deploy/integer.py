@@ -21,7 +21,13 @@ from torch.fx import Node
 from bitwright.arith.grid import container
 from bitwright.network import Layer, run
 from bitwright.network.network import fused_activation
-from bitwright.network.ops import CLIPS, VALUE_PRESERVING, aten, is_mean_over_space
+from bitwright.network.ops import (
+    CLIPS,
+    VALUE_PRESERVING,
+    aten,
+    is_lookup,
+    is_mean_over_space,
+)
 from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
 
 
@@ -103,10 +109,13 @@ class IntegerNetwork(nn.Module):
         return self.trace(x)
 
     @torch.no_grad()
-    def trace(self, x: Tensor, note: Callable[[str, Stored], Tensor | None] | None = None) -> Any:
+    def trace(
+        self, x: Tensor, note: Callable[[str, Stored | Tensor], Tensor | None] | None = None
+    ) -> Any:
         """Outputs; `note` receives each edge's name and integers as they are computed.
 
-        What it returns, unless None, takes their place in all that follows.
+        What it returns, unless None, takes their place in all that follows. What a table gives is
+        noted under the lookup's name, too, as `CALL.rows`, float.
         """
 
         def noted(name: str, value: Stored) -> Stored:
@@ -115,6 +124,8 @@ class IntegerNetwork(nn.Module):
 
         def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             value = self._compute(node, args, kwargs)
+            if note and is_lookup(node) and node.name in self._by_call:
+                note(f"{node.name}.rows", value)
             grid = self._grids.get(node.name)
             if grid is not None:
                 value = noted(node.name, _store(value, grid))
@@ -138,6 +149,8 @@ class IntegerNetwork(nn.Module):
 
     def _compute(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self._by_call.get(node.name)
+        if layer is not None and is_lookup(node):
+            return self._rows(layer, args[1])
         if layer is not None:
             if isinstance(args[0], Stored):
                 return self._layer(layer, node, args)
@@ -159,6 +172,12 @@ class IntegerNetwork(nn.Module):
                 return found
         args, kwargs = torch.utils._pytree.tree_map_only(Stored, Stored.float, (args, kwargs))
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _rows(self, layer: Layer, ids: Tensor) -> Tensor:
+        """Rows of a table, `integers · step` in float32."""
+        i = self._index[layer.name]
+        integers, step = getattr(self, f"q{i}"), getattr(self, f"scale{i}")
+        return nn.functional.embedding(ids, integers).float() * step[ids, None]
 
     def _layer(self, layer: Layer, node: Node, args: tuple[Any, ...]) -> Accumulator:
         x: Stored = args[0]

@@ -34,7 +34,7 @@ def build_model(quantized: Quantized) -> ir.Model:
 
 def hollow(network: Network, *, edges: bool = True) -> ir.Model:
     """The exported graph with holes, the same for all widths."""
-    return export(with_holes(network, edges), network.input_shape, _input_dtype(network))
+    return export(with_holes(network, edges), network.input_shape, network.input_dtype)
 
 
 def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
@@ -67,6 +67,9 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
                     value = dequantized(build, biases[call], weights[layer_name], grid)
             else:
                 value = ready[layer_name]
+        elif node.op_type == "Lookup":
+            layer_name, _, call = name.partition("@")
+            value = _looked_up(build, node.inputs[0], weights[layer_name], call)
         else:
             value = _through(build, node.inputs[0], name, grids.get(name), name in narrow)
         graph.insert_before(node, build.nodes)
@@ -124,6 +127,20 @@ def _through(build: Builder, value: Any, name: str, grid: EdgeGrid | None, narro
     return build.op("DequantizeLinear", stored, step, zero)
 
 
+def _looked_up(build: Builder, ids: Any, held: Container, call: str) -> ir.Value:
+    """The rows `ids` of a table, named `CALL.rows`: looked up as integers, then dequantized.
+
+    The runtime keeps the integers alone; a DequantizeLinear of the table would become a float copy.
+    """
+    rows = build.op("Cast", build.op("Gather", held.integers, ids, axis=0), to=ir.DataType.FLOAT)
+    if held.zero:
+        rows = build.op("Sub", rows, np.array(held.zero, np.float32))
+    steps = build.op("Gather", build.op("Reshape", held.scale, ints(-1, 1)), ids, axis=0)
+    value = build.op("Mul", rows, steps)
+    value.name = f"{call}.rows"
+    return value
+
+
 def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Everything that reads `old` reads `new`; the graph's outputs, too."""
     for use in list(old.uses()):
@@ -134,14 +151,6 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
             graph.outputs[i] = new
 
 
-def _input_dtype(network: Network) -> Any:
-    import torch
-
-    nodes = network.module.graph.nodes
-    floating = next(n for n in nodes if n.op == "placeholder").meta.get("is_float", True)
-    return torch.float32 if floating else torch.int64
-
-
 def _constant_weights(
     build: Builder, quantized: Quantized, weights: Mapping[str, Container]
 ) -> dict[str, ir.Value]:
@@ -150,7 +159,7 @@ def _constant_weights(
     With float activations nothing fuses with a DequantizeLinear and the runtime would repeat it at
     every call; a Cast and a Mul it folds at load.
     """
-    layers = quantized.network.layers
+    layers = [la for la in quantized.network.layers if la.kind != "embedding"]
     ready = {}
     if quantized.edges:
         zeros = _zero_points(build, layers, weights)

@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
-from bitwright.network.ops import aten, is_mean_over_space
+from bitwright.network.ops import aten, is_lookup, is_mean_over_space
 
 DOMAIN = "bitwright.hole"
 #: the oldest that has BitwiseAnd, and that torch exports to
@@ -33,9 +33,15 @@ OPSET = 18
 
 _library = torch.library.Library("bitwright", "DEF")
 _library.define("weight(Tensor like, str name, int[] shape) -> Tensor")
+_library.define("lookup(Tensor ids, str name, int width) -> Tensor")
 _library.define("edge(Tensor x, str name) -> Tensor")
 _library.impl(
     "weight", lambda like, name, shape: like.new_zeros(shape), "CompositeExplicitAutograd"
+)
+_library.impl(
+    "lookup",
+    lambda ids, name, width: torch.zeros(*ids.shape, width, device=ids.device),
+    "CompositeExplicitAutograd",
 )
 _library.impl("edge", lambda x, name: x.clone(), "CompositeExplicitAutograd")
 
@@ -45,34 +51,43 @@ def _fake_weight(like: Tensor, name: str, shape: list[int]) -> Tensor:
     return like.new_empty(shape)
 
 
+@torch.library.register_fake("bitwright::lookup")
+def _fake_lookup(ids: Tensor, name: str, width: int) -> Tensor:
+    return torch.empty(*ids.shape, width, device=ids.device)
+
+
 @torch.library.register_fake("bitwright::edge")
 def _fake_edge(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
-def _register(name: str) -> None:
+def _register(name: str, given: str) -> None:
     kind = defs.OpSchema.FormalParameter
     defs.register_schema(
         defs.OpSchema(
             name,
             DOMAIN,
             1,
-            inputs=[kind("x", "T")],
+            inputs=[kind("x", "S")],
             outputs=[kind("y", "T")],
-            type_constraints=[("T", ["tensor(float)"], "")],
+            type_constraints=[("S", [given], ""), ("T", ["tensor(float)"], "")],
             attributes=[defs.OpSchema.Attribute("name", defs.OpSchema.AttrType.STRING, "")],
         )
     )
 
 
-for _hole in ("Weight", "Edge"):
+for _hole, _given in (("Weight", "float"), ("Edge", "float"), ("Lookup", "int64")):
     if not defs.has(_hole, DOMAIN):
-        _register(_hole)
+        _register(_hole, f"tensor({_given})")
 _holes = Opset(DOMAIN, 1)
 
 
 def _lower_weight(like: Any, name: str, shape: Any) -> Any:
     return _holes.Weight(like, name=name)
+
+
+def _lower_lookup(ids: Any, name: str, width: int) -> Any:
+    return _holes.Lookup(ids, name=name)
 
 
 def _lower_edge(x: Any, name: str) -> Any:
@@ -102,7 +117,7 @@ def with_holes(network: Network, edges: bool) -> GraphModule:
     """A copy of the graph that reads `bitwright::weight` and passes edges through `::edge`.
 
     The weight of a call is the hole `LAYER`, its bias `LAYER@CALL` (a bias is stored relative to
-    the scale of the call's input).
+    the scale of the call's input); a lookup is one hole, `LAYER@CALL`.
     """
     with quiet():
         module = copy.deepcopy(network.module)
@@ -111,7 +126,12 @@ def with_holes(network: Network, edges: bool) -> GraphModule:
     edge_names = {e.name for e in network.edges} if edges else set()
     for node in list(graph.nodes):
         layer = by_call.get(node.name)
-        if layer is not None:
+        if layer is not None and is_lookup(node):
+            name = f"{layer.name}@{node.name}"
+            node.target = torch.ops.bitwright.lookup.default
+            node.args = (node.args[1], name, layer.fan_in)
+            layer = None
+        elif layer is not None:
             with graph.inserting_before(node):
                 weight = graph.call_function(
                     torch.ops.bitwright.weight.default,
@@ -189,6 +209,7 @@ def export(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) 
     table: dict[Any, Any] = {
         torch.ops.bitwright.weight.default: _lower_weight,
         torch.ops.bitwright.edge.default: _lower_edge,
+        torch.ops.bitwright.lookup.default: _lower_lookup,
         aten.gelu.default: _lower_gelu,
     }
     try:

@@ -21,6 +21,7 @@ from bitwright.arith.grid import Grid, fits_container
 from bitwright.arith.packing import unpack
 from bitwright.codec import decode, parse
 from bitwright.network import Edge, Network, describe
+from bitwright.network.ops import TABLES
 from bitwright.network.program import from_json
 from bitwright.quantize import EDGE_WIDTHS, EdgeGrid, Quantized, QuantizedLayer
 
@@ -29,6 +30,8 @@ STREAMS = {8: "bytes", 4: "nibbles", 2: "pairs", 1: "singles"}
 #: half steps that a zero point may lie below 2^width
 MOST_SPARE = 15
 _KNOWN = {"grid", "scale", "bias", "edge_scale", "program", *STREAMS.values()}
+#: operations that name a table in front of its indices
+_LOOKUPS = {str(op) for op in TABLES}
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     for weight, bias, shape in shapes:
         stored = layers[weight.removesuffix(".weight")]
         parameters[weight] = stored.matrix().reshape(shape)
-        parameters[bias] = stored.bias
+        if bias:
+            parameters[bias] = stored.bias
     module = from_json(program.graph, parameters, program.input)
     reads = {n.target for n in module.graph.nodes if n.op == "get_attr"}
     if not free <= reads:
@@ -129,16 +133,22 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
 
 
 def _shapes(program: Program) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Weight, bias and the weight's shape of each layer, from the nodes that call them."""
+    """Weight, bias and the weight's shape of each layer, from the nodes that call them.
+
+    An embedding's bias is "": its lookup has the weight in front, and none.
+    """
     found = []
     for place, *shape in program.layers:
         if not 0 <= place < len(program.graph):
             raise ValueError(f"its layer at {place} is not in its program")
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError("its layers have shapes without weights")
-        _, _, (_, weight, bias, *_), *_ = program.graph[place]
-        found.append((str(weight["p"]), str(bias["p"]), tuple(shape)))
-    names = [name for weight, bias, _ in found for name in (weight, bias)]
+        _, operation, (first, weight, *rest), *_ = program.graph[place]
+        if operation in _LOOKUPS:
+            found.append((str(first["p"]), "", tuple(shape)))
+        else:
+            found.append((str(weight["p"]), str(rest[0]["p"]), tuple(shape)))
+    names = [name for weight, bias, _ in found for name in (weight, bias) if name]
     if len(set(names)) < len(names):
         raise ValueError("two of its layers share a parameter")
     return found
@@ -150,10 +160,14 @@ def _layers(
     """What is stored of each layer, by name."""
     rows = [shape[0] for _, _, shape in shapes]
     fans = [math.prod(shape[1:]) for _, _, shape in shapes]
-    for name, kinds in (("scale", ("float16", "float32")), ("bias", ("float32",))):
+    biases = [shape[0] if bias else 0 for _, bias, shape in shapes]
+    for name, kinds, size in (
+        ("scale", ("float16", "float32"), sum(rows)),
+        ("bias", ("float32",), sum(biases)),
+    ):
         value = tensors[name]
-        if value.dtype.name not in kinds or value.shape != (sum(rows),):
-            raise ValueError(f"its {name} is {value.dtype} {value.shape} for {sum(rows)} channels")
+        if value.dtype.name not in kinds or value.shape != (size,):
+            raise ValueError(f"its {name} is {value.dtype} {value.shape} for {size} channels")
         if not np.isfinite(value).all():
             raise ValueError(f"its {name} holds NaN or infinite numbers")
     if not (tensors["scale"] > 0).all():
@@ -170,7 +184,7 @@ def _layers(
     widths = [b.numpy() for b in bits.split(rows)]
     codes = _codes(widths, fans, tensors)
     found = {}
-    cut = [value.split(rows) for value in (bits, scale, zero, bias)]
+    cut = [value.split(rows) for value in (bits, scale, zero)] + [bias.split(biases)]
     for (weight, _, _), matrix, b, s, z, offset in zip(shapes, codes, *cut, strict=True):
         grid = Grid(b.clone(), s.clone(), z.clone())
         found[weight.removesuffix(".weight")] = QuantizedLayer(matrix, grid, offset.clone())

@@ -47,7 +47,7 @@ def tidy(model: ir.Model) -> None:
             if id(value) in keep:
                 continue
             value.shape, value.type = None, None
-            if not (value.name or "").endswith(".q"):
+            if not (value.name or "").endswith((".q", ".rows")):
                 value.name = _short(count)
                 count += 1
     for i, value in enumerate(outputs):

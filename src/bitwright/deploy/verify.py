@@ -9,7 +9,7 @@ to end, by integers of the reference alone.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from bitwright.deploy.integer import IntegerNetwork, Stored
 from bitwright.errors import BitwrightError
 from bitwright.network import join
 from bitwright.network.network import fused_activation
-from bitwright.network.ops import aten
+from bitwright.network.ops import aten, is_lookup
 from bitwright.quantize import Quantized, exposed, input_tops
 
 #: operations the runtime approximates or orders differently: one step is no error there
 TOLERATED_FRACTION = 1e-3
+_CONVOLUTIONS = ("conv1d", "conv2d")
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,25 @@ def verify(
 ) -> Verification:
     """Compare the ONNX file at `path` with the integer reference of `quantized` on the rows `x`.
 
+    Rows that embeddings look up are float, and compared by their bits.
+
     Raises:
         BitwrightError: the file lacks an integer tensor that the network has, or has another shape.
     """
     names = compared(quantized, path)
-    live = runtime.session(with_outputs(path, names), beside=path.parent)
-    outputs = [o.name for o in live.get_outputs()[: -len(names) or None]]
+    held = _held(path)
+    tables = [name for name in lookups(quantized) if name in held]
+    live = runtime.session(with_outputs(path, names, tables), beside=path.parent)
+    extra = [*(f"{n}.q" for n in names), *tables]
+    outputs = [o.name for o in live.get_outputs()[: -len(extra) or None]]
     reference = IntegerNetwork(quantized)
-    total = _Comparison({n: Tally() for n in names})
+    total = _Comparison({n: Tally() for n in [*tables, *names]})
     for rows in x.split(chunk):
-        answers = runtime.run(live, rows, [*outputs, *(f"{n}.q" for n in names)], chunk)
+        answers = runtime.run(live, rows, [*outputs, *extra], chunk)
         theirs = [torch.from_numpy(v) for v in answers[: len(outputs)]]
-        ours = _compare(
-            total, reference, rows, dict(zip(names, answers[len(outputs) :], strict=True))
-        )
+        found = dict(zip([*names, *tables], answers[len(outputs) :], strict=True))
+        found |= {name: found[name].view(np.int32) for name in tables}
+        ours = _compare(total, reference, rows, found)
         output = join(theirs[0] if len(theirs) == 1 else tuple(theirs))
         total.error = max(total.error, float((ours - output).abs().max()))
         total.same += _same_class(ours, output, class_axis)
@@ -131,7 +137,7 @@ def agree(a: Quantized, b: Quantized, x: Tensor, *, chunk: int = 64) -> tuple[Di
             f"the networks store other tensors: {', '.join(set(names[0]) ^ set(names[1]))[:200]}"
         )
     references = [IntegerNetwork(q) for q in (a, b)]
-    total = _Comparison({name: Tally() for name in names[0]})
+    total = _Comparison({name: Tally() for name in [*lookups(a), *names[0]]})
     for rows in x.split(chunk):
         _, found = _integers(references[1], rows)
         _compare(total, references[0], rows, {n: v.numpy() for n, v in found.items()})
@@ -148,10 +154,9 @@ def compared(quantized: Quantized, path: Path) -> list[str]:
         BitwrightError: another one is missing.
     """
     network = quantized.network
-    graph = onnx.load(path, load_external_data=False).graph
-    held = {name for node in graph.node for name in node.output}
+    held = _held(path)
     nodes = {n.name: n for n in network.module.graph.nodes}
-    convolutions = {n for la in network.layers if la.kind != "linear" for n in la.calls}
+    convolutions = {n for la in network.layers if la.kind in _CONVOLUTIONS for n in la.calls}
     stored = [e.name for e in network.edges if e.group in quantized.edges]
     for name in stored:
         node = nodes[name]
@@ -163,13 +168,36 @@ def compared(quantized: Quantized, path: Path) -> list[str]:
     return [name for name in stored if f"{name}.q" in held]
 
 
+def _held(path: Path) -> set[str]:
+    """Names of the values that a file computes."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return {name for node in graph.node for name in node.output}
+
+
+def lookups(quantized: Quantized) -> list[str]:
+    """Names of what the lookups of embeddings give, `CALL.rows`."""
+    return [
+        f"{node.name}.rows"
+        for node in quantized.network.module.graph.nodes
+        if is_lookup(node) and any(node.name in la.calls for la in quantized.network.layers)
+    ]
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Float32 numbers by their bits: equal only where they are the same."""
+    return values.contiguous().view(torch.int32)
+
+
 def _integers(
     reference: IntegerNetwork, x: Tensor, given: Mapping[str, Tensor] | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
     """Outputs, and every edge's integers as computed from the `given` ones before it."""
     notes: dict[str, Tensor] = {}
 
-    def note(name: str, value: Stored) -> Tensor | None:
+    def note(name: str, value: Stored | Tensor) -> Tensor | None:
+        if isinstance(value, Tensor):
+            notes[name] = _bits(value)
+            return None
         notes[name] = value.q
         return None if given is None else given.get(name)
 
@@ -203,8 +231,9 @@ def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verific
     )
     operations = runtime.optimized_operations(path)
     integer = input_tops(network, quantized.edges)
-    calls = [(la, name) for la in network.layers for name in la.calls]
-    convolutions = [name for la, name in calls if la.kind != "linear"]
+    tables = {name.removesuffix(".rows") for name in lookups(quantized)}
+    calls = [(la, name) for la in network.layers for name in la.calls if name not in tables]
+    convolutions = [name for la, name in calls if la.kind in _CONVOLUTIONS]
     linears = [name for la, name in calls if la.kind == "linear"]
     expected = sum(1 for la, _ in calls if la.kind == "linear" and la.name in integer)
     found = sum(operations[op] for op in runtime.INTEGER_MATMULS)
@@ -249,10 +278,16 @@ def _stored(quantized: Quantized, calls: set[str], edges: list[str]) -> int:
     return count
 
 
-def with_outputs(path: Path, names: list[str]) -> bytes:
-    """The model with the integers of these edges as outputs too; what is fused stays fused."""
+def with_outputs(path: Path, names: list[str], tables: Sequence[str] = ()) -> bytes:
+    """The model with the integers of these edges as outputs too; what is fused stays fused.
+
+    Also what `tables`, the lookups, give.
+    """
     model = onnx.load(path, load_external_data=False)
     for name in names:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(f"{name}.q"))
         model.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    for name in tables:
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+        model.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     return model.SerializeToString()

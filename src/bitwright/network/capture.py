@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bitwright.errors import BitwrightError
-from bitwright.network.ops import CONSTANT, IDENTITY, LAYERS, VALUE_PRESERVING, aten
+from bitwright.network.ops import CONSTANT, IDENTITY, LAYERS, TABLES, VALUE_PRESERVING, aten
 
 
 def attribute(module: nn.Module, name: str) -> Tensor:
@@ -152,6 +152,8 @@ def _tidy(module: GraphModule) -> None:
             _store_constant(module, node)
         elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
             _name_pad_by_value(node)
+        elif node.target in TABLES:  # the others change gradients alone
+            node.args, node.kwargs = node.args[:3], {}
         elif _takes_everything(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

@@ -20,10 +20,12 @@ from bitwright.network.ops import (
     CLIPS,
     INTEGER,
     LAYERS,
+    TABLES,
     UNSUPPORTED,
     VALUE_PRESERVING,
     aten,
     is_clip_at_zero,
+    is_lookup,
 )
 
 
@@ -31,10 +33,13 @@ from bitwright.network.ops import (
 class Layer:
     """A quantizable weight: `rows` output channels (axis 0) of `fan_in` numbers each.
 
+    The rows of an embedding are its tokens. One whose table is a linear layer's weight too (tied)
+    is that linear layer, and its lookups stand last among the calls.
+
     Attributes:
         name: the weight's canonical name without a trailing `.weight`.
-        weight, bias: parameter names in the captured graph.
-        kind: `conv1d`, `conv2d` or `linear`.
+        weight, bias: parameter names in the captured graph; an embedding's bias is "".
+        kind: `conv1d`, `conv2d`, `linear` or `embedding`.
         calls: names of the graph nodes that use it (more than one when a module is called twice).
         shape: of the weight.
         macs: multiply-accumulates for one input row, over all calls.
@@ -105,9 +110,21 @@ class Network:
         """The parameter `name` of the captured graph."""
         return attribute(self.module, name)
 
+    def bias(self, layer: Layer) -> Tensor:
+        """The layer's bias [rows]; of an embedding [0]."""
+        if layer.bias:
+            return self.tensor(layer.bias)
+        return self.tensor(layer.weight).new_zeros(0)
+
     def matrix(self, layer: Layer) -> Tensor:
         """The layer's weight as [rows, fan_in]."""
         return self.tensor(layer.weight).reshape(layer.rows, layer.fan_in)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of the rows: float32, or int64 for tokens."""
+        source = next(n for n in self.module.graph.nodes if n.op == "placeholder")
+        return torch.float32 if source.meta.get("is_float", True) else torch.int64
 
     @property
     def device(self) -> torch.device:
@@ -178,7 +195,7 @@ def describe(module: GraphModule, input_shape: tuple[int, ...], skip: Sequence[s
     layers, skipped = _layers(module, skip)
     if not layers:
         raise BitwrightError(
-            "the model has no Conv1d, Conv2d or Linear weight that could be quantized"
+            "the model has no Conv1d, Conv2d, Linear or Embedding weight that could be quantized"
         )
     return Network(module, layers, _edges(module, layers), input_shape, skipped)
 
@@ -195,19 +212,21 @@ def _layers(module: GraphModule, skip: Sequence[str]) -> tuple[tuple[Layer, ...]
                     f"leave it in float with --skip {name}"
                 )
             skipped.append(name)
-        elif node.target in LAYERS and node.args[1].op == "get_attr":
+        elif _weight_node(node) is not None:
             name = _owner(node)
             if _matches(name, skip):
                 skipped.append(name)
             else:
-                calls.setdefault(node.args[1].target, []).append(node)
+                calls.setdefault(_weight_node(node).target, []).append(node)
     found = []
     for weight, nodes in calls.items():
-        biases = {n.args[2].target for n in nodes}
-        kinds = {n.target for n in nodes}
-        readers = set(nodes[0].args[1].users)  # a transpose, say: rows are not its channels
-        computed = any(n.args[2].op != "get_attr" for n in nodes)
-        if len(biases) > 1 or len(kinds) > 1 or readers != set(nodes) or computed:
+        nodes.sort(key=is_lookup)  # those with a bias first
+        biases = [n.args[2] for n in nodes if not is_lookup(n)]
+        kinds = {n.target for n in nodes if not is_lookup(n)}
+        readers = set(_weight_node(nodes[0]).users)  # a transpose, say: rows are no channels
+        computed = any(b.op != "get_attr" for b in biases)
+        several = len({b.target for b in biases}) > 1 or len(kinds) > 1
+        if several or readers != set(nodes) or computed:
             raise BitwrightError(
                 f"weight {weight!r} is used with different biases or operations ({len(readers)} "
                 f"uses), which has no quantized form; leave it in float with --skip "
@@ -217,13 +236,14 @@ def _layers(module: GraphModule, skip: Sequence[str]) -> tuple[tuple[Layer, ...]
         shape = tuple(attribute(module, weight).shape)
         groups = int(first.args[6]) if len(first.args) > 6 else 1
         fan_in = math.prod(shape[1:])
-        macs = sum(math.prod(n.meta["row_shape"]) * fan_in for n in nodes)
+        products = [n for n in nodes if not is_lookup(n)]
+        macs = sum(math.prod(n.meta["row_shape"]) * fan_in for n in products)
         found.append(
             Layer(
                 name=weight.removesuffix(".weight"),
                 weight=weight,
-                bias=first.args[2].target,
-                kind=LAYERS[first.target],
+                bias=biases[0].target if biases else "",
+                kind=(LAYERS | TABLES)[first.target],
                 calls=tuple(n.name for n in nodes),
                 shape=shape,
                 groups=groups,
@@ -231,6 +251,13 @@ def _layers(module: GraphModule, skip: Sequence[str]) -> tuple[tuple[Layer, ...]
             )
         )
     return tuple(found), tuple(dict.fromkeys(skipped))
+
+
+def _weight_node(node: Node) -> Any:
+    """The parameter whose rows `node` multiplies with or looks up; None if it does neither."""
+    place = 1 if node.target in LAYERS else 0 if node.target in TABLES else None
+    source = None if place is None else node.args[place]
+    return source if isinstance(source, Node) and source.op == "get_attr" else None
 
 
 def _owner(node: Node) -> str:
@@ -260,6 +287,19 @@ def fused_activation(node: Node) -> Node | None:
     return None
 
 
+def varying(module: GraphModule) -> set[Node]:
+    """Values that vary with the row; what parameters alone determine is no activation."""
+    found: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or (
+            node.op == "call_function"
+            and node.target is not aten.sym_size.int
+            and not found.isdisjoint(node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
 def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
     """Which values live in 8 bits between operations, and which share a grid.
 
@@ -270,12 +310,7 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
     """
     quantized_calls = {name for layer in layers for name in layer.calls}
     nodes = [n for n in module.graph.nodes if n.op in ("placeholder", "call_function")]
-    varies: set[Node] = set()  # with the row; what parameters alone determine is no activation
-    for node in nodes:
-        if node.op == "placeholder" or (
-            node.target is not aten.sym_size.int and not varies.isdisjoint(node.all_input_nodes)
-        ):
-            varies.add(node)
+    varies = varying(module)
     carries = [n for n in nodes if n.meta.get("is_float") and n in varies]
     need: set[Node] = set()
 
@@ -290,7 +325,9 @@ def _edges(module: GraphModule, layers: Sequence[Layer]) -> tuple[Edge, ...]:
         if _absorbed(node):
             continue
         producer = _producer(node)
-        from_layer = producer.name in quantized_calls and producer.target is not aten.linear.default
+        from_layer = (
+            producer.name in quantized_calls and LAYERS.get(producer.target, "linear") != "linear"
+        )
         leaves_only = all(u.op == "output" for u in node.users)
         if any(wanted_by(u, node) for u in node.users) or (from_layer and not leaves_only):
             need.add(node)

@@ -21,6 +21,9 @@ LAYERS: dict[Any, str] = {
     aten.linear.default: "linear",
 }
 
+#: call target -> kind of a layer whose weight's rows are looked up; the weight is argument 0
+TABLES: dict[Any, str] = {aten.embedding.default: "embedding"}
+
 #: layer types with weights that have no quantized form here yet
 UNSUPPORTED: dict[Any, str] = {
     aten.conv1d.padding: "conv1d with string padding",
@@ -30,8 +33,8 @@ UNSUPPORTED: dict[Any, str] = {
     aten.conv_transpose1d.default: "conv_transpose1d",
     aten.conv_transpose2d.input: "conv_transpose2d",
     aten.conv_transpose3d.input: "conv_transpose3d",
-    aten.embedding.default: "embedding",
     aten.embedding_bag.default: "embedding_bag",
+    aten.embedding_bag.padding_idx: "embedding_bag",
     aten.bilinear.default: "bilinear",
     aten.lstm.input: "lstm",
     aten.gru.input: "gru",
@@ -173,6 +176,11 @@ PYTHON = {
     operator.floordiv,
     operator.truediv,
 }
+
+
+def is_lookup(node: Node) -> bool:
+    """Whether `node` looks rows of a table up: `table[ids]`, arguments (table, ids, padding)."""
+    return node.target in TABLES
 
 
 def is_clip_at_zero(node: Node) -> bool:

@@ -25,12 +25,15 @@ from bitwright.network.ops import (
     INTEGER,
     LAYERS,
     PYTHON,
+    TABLES,
     UNSUPPORTED,
     VALUE_PRESERVING,
 )
 
 _ATEN = {
-    str(op): op for op in [*LAYERS, *UNSUPPORTED, *VALUE_PRESERVING, *CLIPS, *INTEGER, *ELEMENTWISE]
+    str(op): op
+    for group in (LAYERS, TABLES, UNSUPPORTED, VALUE_PRESERVING, CLIPS, INTEGER, ELEMENTWISE)
+    for op in group
 }
 _PYTHON = {f"py.{op.__name__}": op for op in PYTHON}
 KNOWN: dict[str, Any] = {**_ATEN, **_PYTHON}

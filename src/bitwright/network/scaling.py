@@ -26,7 +26,7 @@ from torch.fx import Node
 
 from bitwright.network.capture import set_attribute
 from bitwright.network.network import Layer, Network, copied
-from bitwright.network.ops import aten, is_mean_over_space
+from bitwright.network.ops import aten, is_lookup, is_mean_over_space
 
 _SAME = {
     aten.relu.default,
@@ -115,7 +115,7 @@ def scaling(network: Network) -> Scaling:
                 builder.hold(source)
             continue
         layer = by_call.get(node.name)
-        if layer is not None and _reads(builder, layer, node.args[0]):
+        if layer is not None and not is_lookup(node) and _reads(builder, layer, node.args[0]):
             made = builder.new(node, -1 if layer.kind == "linear" else 0)
             read = builder.ids[node.args[0]]
             builder.join(inputs.setdefault(layer.name, read), read)
@@ -290,6 +290,8 @@ def rescaled(network: Network, groups: Scaling, factors: np.ndarray) -> Network:
     nodes = {node.name: node for node in network.module.graph.nodes}
     for layer in found.layers:
         call = layer.calls[0]
+        if layer.kind == "embedding":  # what it gives is held
+            continue
         source: Any = nodes[call].args[0]
         weight = found.tensor(layer.weight).double()
         if call in groups.groups:

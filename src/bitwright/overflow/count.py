@@ -86,7 +86,12 @@ def overflows(
 def layer_inputs(network: IntegerNetwork, x: Tensor) -> list[tuple[Layer, Node, Stored]]:
     """Every call of a layer on integers, with what it reads, for the rows `x`."""
     notes: dict[str, Stored] = {}
-    network.trace(x, lambda name, stored: notes.__setitem__(name, stored))
+
+    def note(name: str, value: Stored | Tensor) -> None:
+        if isinstance(value, Stored):
+            notes[name] = value
+
+    network.trace(x, note)
     captured = network.quantized.network
     nodes = {n.name: n for n in captured.module.graph.nodes}
     calls = [(layer, nodes[name]) for layer in captured.layers for name in layer.calls]

@@ -203,8 +203,8 @@ def _layer_row(run: Run, layer: Layer, bits: np.ndarray) -> LayerRow:
         # channels of a layer move together from sample to sample: their errors add up linearly
         stderr_data=float(estimate.stderr_data.sum() / layer.weights),
         loss=float((0.5 * traces * errors).sum()),
-        float_bytes=4 * (layer.weights + layer.rows),
-        bytes=int(-(-int(bits.sum()) * layer.fan_in // 8) + 7 * layer.rows),
+        float_bytes=4 * (layer.weights + (layer.rows if layer.bias else 0)),
+        bytes=int(-(-int(bits.sum()) * layer.fan_in // 8) + (7 if layer.bias else 3) * layer.rows),
     )
 
 

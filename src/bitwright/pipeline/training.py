@@ -77,7 +77,7 @@ def convert(trained: Trainable, out: str | Path) -> IntegerNetwork:
 
 
 def _captured(model: nn.Module, expected: Network, path: Path) -> Network:
-    example = torch.zeros(2, *expected.input_shape)
+    example = torch.zeros(2, *expected.input_shape, dtype=expected.input_dtype)
     found = build(model, example, skip=expected.skipped)
     shapes = [
         [(la.name, la.shape) for la in network.layers] + [(e.name, e.shape) for e in network.edges]

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from bitwright.arith.grid import MAX_BITS, dequantize, quantize
+from bitwright.arith.grid import MAX_BITS, Grid, dequantize, quantize
 from bitwright.curvature import Estimate
 from bitwright.curvature.forms import quadratic_forms
 from bitwright.network import Layer, Network, batches, run
 from bitwright.quantize.correct import GAINS
+from bitwright.quantize.tokens import seen_rows
 from bitwright.quantize.weights import WeightTable, channel_axis
 
 #: rows the correction's part is fitted on
@@ -55,35 +56,67 @@ def actual_error(
     Returns:
         Layer name -> :class:`Estimate` with arrays [rows, 8].
     """
-    changes = errors_left(network, tables, x[:FIT_ROWS] if corrected else None)
+    seen = seen_rows(network, x)
+    changes = errors_left(network, tables, x[:FIT_ROWS] if corrected else None, seen=seen)
     return quadratic_forms(
-        network, x, changes, kind=kind, class_axis=class_axis, seed=seed, progress=progress
+        network,
+        x,
+        changes,
+        rows=seen,
+        kind=kind,
+        class_axis=class_axis,
+        seed=seed,
+        progress=progress,
     )
 
 
-def rounded(network: Network, layer: Layer, table: WeightTable) -> Tensor:
-    """The layer's weights at all eight widths, float32 [8, rows, fan_in]."""
-    matrix = network.matrix(layer)
-    grids = (table.grid(torch.full((layer.rows,), b)) for b in range(1, MAX_BITS + 1))
+def rounded(
+    network: Network, layer: Layer, table: WeightTable, rows: Tensor | None = None
+) -> Tensor:
+    """The layer's weights at all eight widths, float32 [8, rows, fan_in]; or some rows of it."""
+    some = torch.arange(layer.rows) if rows is None else rows
+    matrix = network.matrix(layer)[some]
+    widths = (torch.full_like(some, b) for b in range(1, MAX_BITS + 1))
+    grids = (Grid(b, table.scale[b - 1, some], table.zero[b - 1, some]) for b in widths)
     return torch.stack([dequantize(quantize(matrix, grid), grid) for grid in grids])
 
 
+def table_errors(
+    network: Network, layer: Layer, table: WeightTable, rows: Tensor | None = None
+) -> Tensor:
+    """What plain rounding changes in an embedding's rows, float32 [rows, 8, fan_in + 1]."""
+    matrix = network.matrix(layer)
+    change = rounded(network, layer, table, rows) - (matrix if rows is None else matrix[rows])
+    return torch.nn.functional.pad(change, (0, 1)).transpose(0, 1).contiguous()
+
+
 def errors_left(
-    network: Network, tables: Mapping[str, WeightTable], x: Tensor | None, *, chunk: int = 64
+    network: Network,
+    tables: Mapping[str, WeightTable],
+    x: Tensor | None,
+    *,
+    seen: Mapping[str, Tensor] | None = None,
+    chunk: int = 64,
 ) -> dict[str, Tensor]:
     """What rounding changes in every channel: layer name -> float32 [rows, 8, fan_in + 1].
 
-    The last place is the bias. A layer used several times is not corrected.
+    The last place is the bias. A layer used several times is not corrected, nor an embedding.
 
     Args:
         network, tables: captured, and fitted to it.
         x: rows to fit the correction on; None leaves the error uncorrected.
+        seen: of embeddings, the rows wanted, int64; None for all of them.
         chunk: rows in a pass.
     """
-    weights = {la.name: rounded(network, la, tables[la.name]) for la in network.layers}
+    matrices = [la for la in network.layers if la.kind != "embedding"]
+    weights = {la.name: rounded(network, la, tables[la.name]) for la in matrices}
     fits = {} if x is None else _affine(network, weights, x, chunk)
     found = {}
     for layer in network.layers:
+        if layer.kind == "embedding":
+            rows = (seen or {}).get(layer.name)
+            found[layer.name] = table_errors(network, layer, tables[layer.name], rows)
+            continue
         q, w = weights[layer.name], network.matrix(layer)
         gain, offset = fits.get(layer.name, (torch.ones(q.shape[:2]), torch.zeros(q.shape[:2])))
         change = gain[..., None] * q - w
@@ -95,7 +128,7 @@ def _affine(
     network: Network, weights: Mapping[str, Tensor], x: Tensor, chunk: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Gain and offset of every channel at every width, float32 [8, rows] each."""
-    layers = {la.calls[0]: la for la in network.layers if len(la.calls) == 1}
+    layers = {la.calls[0]: la for la in network.layers if len(la.calls) == 1 and la.name in weights}
     sums = {name: torch.zeros(5, MAX_BITS, la.rows, dtype=torch.float64)
             for name, la in layers.items()}  # fmt: skip
     counts = dict.fromkeys(layers, 0)

@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from bitwright.arith.grid import round_scale
 from bitwright.network import Layer, Network, run
+from bitwright.network.ops import is_lookup
 from bitwright.quantize.activations import EdgeGrid, fake_quantize
 from bitwright.quantize.weights import QuantizedLayer, channel_axis
 
@@ -42,13 +43,13 @@ class Quantized:
 
 
 def float_outputs(network: Network, x: Tensor) -> dict[str, Tensor]:
-    """The float output of every layer call on `x`; the reference of the correction."""
+    """The float output of every layer call on `x` but lookups; the reference of the correction."""
     calls = {name for layer in network.layers for name in layer.calls}
     found: dict[str, Tensor] = {}
 
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = node.target(*args, **kwargs)  # type: ignore[operator]
-        if node.name in calls:
+        if node.name in calls and not is_lookup(node):
             found[node.name] = value
         return value
 
@@ -100,6 +101,8 @@ def correct(
             return edge(node.name, node.target(*args, **kwargs))  # type: ignore[operator]
         stored = fixed[layer.name]
         weight = stored.matrix().reshape(layer.shape)
+        if is_lookup(node):  # each row is by itself: nothing to correct with
+            return edge(node.name, node.target(weight, *args[1:], **kwargs))  # type: ignore[operator]
         value = node.target(args[0], weight, None, *args[3:], **kwargs)  # type: ignore[operator]
         axis = channel_axis(layer)
         if len(layer.calls) == 1:

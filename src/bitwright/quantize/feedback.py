@@ -28,11 +28,18 @@ from torch.fx import Node
 from bitwright.arith.feedback import damped, descend, nearest, round_columns
 from bitwright.arith.grid import MAX_BITS, Grid, round_scale
 from bitwright.network import Layer, Network
+from bitwright.network.ops import is_lookup
 from bitwright.quantize.activations import EdgeGrid, fake_quantize
+from bitwright.quantize.actual_error import table_errors
 from bitwright.quantize.correct import GAINS, along, fit_affine
 from bitwright.quantize.lockstep import Both, operate, run_both
 from bitwright.quantize.moments import Moments, Sums, float_moments
-from bitwright.quantize.weights import QuantizedLayer, WeightTable, channel_axis
+from bitwright.quantize.weights import (
+    QuantizedLayer,
+    WeightTable,
+    channel_axis,
+    round_to_nearest,
+)
 
 #: λ as a share of H's mean diagonal: tried on halves of the rows, and where there are no halves
 DAMPINGS, DAMPING = (0.03, 0.1, 0.3, 1.0, 3.0), 0.1
@@ -55,9 +62,11 @@ def round_with_feedback(
 ) -> dict[str, QuantizedLayer]:
     """Every layer rounded by error feedback on grids of the plan's widths, and corrected.
 
-    A layer used several times is rounded for the float network's inputs of all its uses. Costs a
-    pass of the float and of the quantized network, side by side, and fan-in³ + positions · fan-in²
-    of each layer; memory is bounded (:mod:`bitwright.quantize.lockstep`).
+    Rows of an embedding are not summed, so that nothing can make up for a row's error: they are
+    rounded to nearest. A layer used several times is rounded for the float network's inputs of all
+    its uses. Costs a pass of the float and of the quantized network, side by side, and
+    fan-in³ + positions · fan-in² of each layer; memory is bounded
+    (:mod:`bitwright.quantize.lockstep`).
 
     Args:
         network: captured float network.
@@ -69,7 +78,7 @@ def round_with_feedback(
     """
     by_call = {name: layer for layer in network.layers for name in layer.calls}
     group, grids = {e.name: e.group for e in network.edges}, edges or {}
-    several = {la.name: la for la in network.layers if len(la.calls) > 1}
+    several = {la.name: la for la in network.layers if len(la.calls) > 1 and la.kind != "embedding"}
     shared = float_moments(network, x, several) if several else {}
     found: dict[str, QuantizedLayer] = {}
     chunks = 0
@@ -87,9 +96,17 @@ def round_with_feedback(
         layer = by_call.get(node.name)
         if layer is None:
             return edge(node, operate(node, args, kwargs))
-        rest, seen = args[3:], args[0]
+        seen = args[1] if is_lookup(node) else args[0]
         if not isinstance(seen, Both):  # made of parameters alone
             seen = Both([seen] * chunks, [seen] * chunks)
+        if is_lookup(node):
+            if layer.name not in found:
+                found[layer.name] = _unfitted(network, tables, bits, shared, layer)
+            table = found[layer.name].matrix()
+            pairs = zip(seen.floats, seen.rounded, strict=True)
+            both = [(node.target(args[0], f), node.target(table, r)) for f, r in pairs]  # type: ignore[operator]
+            return edge(node, Both(*map(list, zip(*both, strict=True))))
+        rest = args[3:]
 
         def rounded(stored: QuantizedLayer, bias: Tensor | None) -> list[Tensor]:
             weight = stored.matrix().reshape(layer.shape)
@@ -126,22 +143,39 @@ def round_by_moments(
         network, tables, bits: as for :func:`round_with_feedback`.
         moments: from :func:`~bitwright.quantize.moments.float_moments`, for any number of plans.
     """
-    return {
-        la.name: round_layer(network, la, tables[la.name], bits[la.name], moments[la.name])
-        for la in network.layers
-    }
+    return {la.name: _unfitted(network, tables, bits, moments, la) for la in network.layers}
+
+
+def _unfitted(
+    network: Network,
+    tables: Mapping[str, WeightTable],
+    bits: Mapping[str, np.ndarray],
+    moments: Mapping[str, Moments],
+    layer: Layer,
+) -> QuantizedLayer:
+    """A layer rounded for given moments; an embedding to nearest."""
+    table, widths = tables[layer.name], bits[layer.name]
+    if layer.kind == "embedding":
+        return round_to_nearest(network, layer, table, widths)
+    return round_layer(network, layer, table, widths, moments[layer.name])
 
 
 def errors_left(
-    network: Network, tables: Mapping[str, WeightTable], moments: Mapping[str, Moments]
+    network: Network,
+    tables: Mapping[str, WeightTable],
+    moments: Mapping[str, Moments],
+    seen: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """What rounding changes in every channel at every width: layer name -> [rows, 8, fan_in + 1].
 
     Float32, the last place the bias: as :func:`bitwright.quantize.actual_error.errors_left`, for
-    rounding by error feedback. Arguments as for :func:`round_by_moments`.
+    rounding by error feedback. Arguments as for :func:`round_by_moments`; `seen` as there.
     """
     found = {}
     for la in network.layers:
+        if la.kind == "embedding":
+            found[la.name] = table_errors(network, la, tables[la.name], (seen or {}).get(la.name))
+            continue
         changes = []
         table, known = tables[la.name], moments[la.name]
         damping = best_damping(network, la, table, np.full(la.rows, _TYPICAL), known)

@@ -67,10 +67,14 @@ def changed_rows(
     network: Network, layer: Layer, rows: Sequence[int], change: Tensor
 ) -> dict[str, Tensor]:
     """The layer's weight and bias under their names, rows changed by [len(rows), fan_in + 1]."""
-    weight, bias = network.matrix(layer).clone(), network.tensor(layer.bias).clone()
+    weight = network.matrix(layer).clone()
     weight[rows] += change[:, :-1]
-    bias[rows] += change[:, -1]
-    return {layer.weight: weight.reshape(layer.shape), layer.bias: bias}
+    found = {layer.weight: weight.reshape(layer.shape)}
+    if layer.bias:
+        bias = network.tensor(layer.bias).clone()
+        bias[rows] += change[:, -1]
+        found[layer.bias] = bias
+    return found
 
 
 def divergences(

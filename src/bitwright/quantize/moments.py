@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from bitwright.network import Layer, Network, batches, run
+from bitwright.network.ops import is_lookup
 
 #: positions of an image's side beyond which not all are looked at: neighbours say the same
 _SIDE = 8
@@ -106,16 +107,18 @@ def float_moments(
 
     Args:
         network: captured; x: [n, ...] rows.
-        layers: by name, those wanted; None for all.
+        layers: by name, those wanted; None for all but embeddings, which multiply nothing.
         chunk: rows in a pass.
         progress: called with the finished fraction.
     """
-    wanted = {la.name: la for la in network.layers} if layers is None else layers
+    wanted = layers
+    if wanted is None:
+        wanted = {la.name: la for la in network.layers if la.kind != "embedding"}
     sums = {name: Sums(layer) for name, layer in wanted.items()}
     by_call = {call: sums[la.name] for la in wanted.values() for call in la.calls}
 
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if node.name in by_call:
+        if node.name in by_call and not is_lookup(node):
             by_call[node.name].add(node, args[0])
         return node.target(*args, **kwargs)  # type: ignore[operator]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -16,10 +17,12 @@ from bitwright.curvature.hessian import Hessian
 from bitwright.curvature.spectrum import top_eigenvalues
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
+from bitwright.quantize import credibility
 from bitwright.quantize.actual_error import actual_error
 from bitwright.quantize.feedback import FEEDBACK_ROWS, errors_left
 from bitwright.quantize.measured import measured
 from bitwright.quantize.moments import float_moments
+from bitwright.quantize.tokens import seen_rows, token_counts
 from bitwright.quantize.weights import WeightTable
 
 WIDTHS = tuple(range(1, MAX_BITS + 1))
@@ -59,6 +62,20 @@ def toward(forms: Estimate, expected: np.ndarray) -> np.ndarray:
         ratio = Estimate(value, probe, data, forms.samples)
         found[:, i] = shrunk(ratio) * expected[:, i]
     return found
+
+
+def toward_tokens(
+    forms: Estimate, trace: Estimate, error: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """An embedding's forms [rows, widths] in a new sample: :mod:`.credibility`.
+
+    Args:
+        forms, trace: measured on the same samples.
+        error: mean squared error of a number, float64 [rows, widths].
+        counts: samples that contain each row, int64 [rows].
+    """
+    own = credibility.directions(forms.value, trace.value[:, None] * error, counts)
+    return own * credibility.expected(trace, counts)[:, None] * error
 
 
 @dataclass(frozen=True)
@@ -106,8 +123,16 @@ class _Given:
             raise BitwrightError(f"the score {self.score} looks at data; give rows=Rows(x)")
         return self.seen
 
+    @cached_property
+    def counts(self) -> dict[str, np.ndarray]:
+        """Of each embedding's rows, how many samples look them up."""
+        tables = any(layer.kind == "embedding" for layer in self.network.layers)
+        return token_counts(self.network, self.rows.x) if tables and self.shrink else {}
+
     def trace(self, sensitivity: Sensitivity, layer: Layer) -> np.ndarray:
         estimate = sensitivity.layers[layer.name]
+        if layer.name in self.counts:
+            return credibility.expected(estimate, self.counts[layer.name])
         return shrunk(estimate) if self.shrink else estimate.value
 
 
@@ -187,10 +212,12 @@ def _feedback(given: _Given) -> Predicted:
     """  # fmt: skip
     rows, network = given.rows, given.network
     moments = float_moments(network, rows.x[:FEEDBACK_ROWS])
+    seen = seen_rows(network, rows.x)
     found = quadratic_forms(
         network,
         rows.x,
-        errors_left(network, given.tables, moments),
+        errors_left(network, given.tables, moments, seen),
+        rows=seen,
         kind=rows.kind,
         class_axis=rows.class_axis,
     )
@@ -202,8 +229,16 @@ def _half(given: _Given, found: dict[str, Estimate]) -> Predicted:
     errors = {name: 0.5 * np.sqrt(estimate.variance) for name, estimate in found.items()}
     if not given.shrink:
         return Predicted({name: 0.5 * estimate.value for name, estimate in found.items()}, errors)
-    expected = _trace(given).losses
-    losses = {name: 0.5 * toward(estimate, expected[name]) for name, estimate in found.items()}
+    usual = _trace(given).losses
+    losses = {}
+    for layer in given.network.layers:
+        name = layer.name
+        if name in given.counts:
+            error = given.tables[name].error.numpy().T / layer.fan_in
+            trace, counts = given.sensitivity.layers[name], given.counts[name]
+            losses[name] = 0.5 * toward_tokens(found[name], trace, error, counts)
+        else:
+            losses[name] = 0.5 * toward(found[name], usual[name])
     return Predicted(losses, errors)
 
 

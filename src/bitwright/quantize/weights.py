@@ -58,7 +58,7 @@ class QuantizedLayer:
     Attributes:
         codes: uint8 [rows, fan_in].
         grid: the rows' grids, any correction's gain already in the scale.
-        bias: float32 [rows].
+        bias: float32 [rows]; of an embedding [0].
     """
 
     codes: Tensor
@@ -80,12 +80,18 @@ def round_weights(
         tables: from :func:`weight_tables`.
         bits: layer name -> int64 [rows], 1 to 8.
     """
-    result = {}
-    for layer in network.layers:
-        grid = tables[layer.name].grid(torch.as_tensor(bits[layer.name], dtype=torch.int64))
-        codes = quantize(network.matrix(layer), grid)
-        result[layer.name] = QuantizedLayer(codes, grid, network.tensor(layer.bias))
-    return result
+    return {
+        la.name: round_to_nearest(network, la, tables[la.name], bits[la.name])
+        for la in network.layers
+    }
+
+
+def round_to_nearest(
+    network: Network, layer: Layer, table: WeightTable, bits: np.ndarray
+) -> QuantizedLayer:
+    """One layer on the grids of the widths `bits`, int64 [rows]."""
+    grid = table.grid(torch.as_tensor(bits, dtype=torch.int64))
+    return QuantizedLayer(quantize(network.matrix(layer), grid), grid, network.bias(layer))
 
 
 def constants(network: Network, layers: Mapping[str, QuantizedLayer]) -> dict[str, Tensor]:
@@ -94,7 +100,8 @@ def constants(network: Network, layers: Mapping[str, QuantizedLayer]) -> dict[st
     for layer in network.layers:
         quantized = layers[layer.name]
         found[layer.weight] = quantized.matrix().reshape(layer.shape)
-        found[layer.bias] = quantized.bias
+        if layer.bias:
+            found[layer.bias] = quantized.bias
     return found
 
 

@@ -83,10 +83,11 @@ class Trainable(nn.Module):
         for rows in self.rows:
             assert isinstance(rows, _Rows)
             step = float(rows.scale.mean())
-            spread = float(rows.bias.detach().abs().mean()) or step
             found.append({"params": [rows.weight], "lr": rate * 10 * step})
             found.append({"params": [rows.log_step], "lr": rate})
-            found.append({"params": [rows.bias], "lr": rate * spread})
+            if isinstance(rows.bias, nn.Parameter):
+                spread = float(rows.bias.detach().abs().mean()) or step
+                found.append({"params": [rows.bias], "lr": rate * spread})
         for edge in self.edges.values():
             assert isinstance(edge, _Step)
             found.append({"params": [edge.log_ratio], "lr": rate * 10 / edge.grid.top})
@@ -103,7 +104,8 @@ class Trainable(nn.Module):
         for layer, rows in zip(network.layers, self.rows, strict=True):
             if layer.name in self._entered:
                 constants[layer.weight] = rows().reshape(layer.shape)
-                constants[layer.bias] = rows.bias  # type: ignore[assignment]
+                if layer.bias:
+                    constants[layer.bias] = rows.bias  # type: ignore[assignment]
 
         def edge(node: Node, value: Any) -> Any:
             return steps[group[node.name]](value) if node.name in group else value
@@ -130,6 +132,7 @@ class Trainable(nn.Module):
 class _Rows(nn.Module):
     """Latent weights [rows, fan_in], log steps [rows] and biases [rows] of a layer."""
 
+    bias: Tensor
     bits: Tensor
     scale: Tensor
     zero: Tensor
@@ -148,7 +151,10 @@ class _Rows(nn.Module):
         same = quantize(latent, stored.grid) == stored.codes
         self.weight = nn.Parameter(torch.where(same, latent, meant).clone())
         self.log_step = nn.Parameter(stored.grid.scale.log())
-        self.bias = nn.Parameter(stored.bias.clone())
+        if len(stored.bias):
+            self.bias = nn.Parameter(stored.bias.clone())
+        else:  # of an embedding: nothing to train
+            self.register_buffer("bias", stored.bias.clone(), persistent=False)
         for name in ("bits", "scale", "zero"):
             self.register_buffer(name, getattr(stored.grid, name).clone(), persistent=False)
 
