@@ -22,7 +22,6 @@ def detector(rows: harness.Rows, quick: bool) -> None:
     """mAP50 on 64 images of plain 8 bits, of the same with 16-bit accumulators, of uniform 6."""
     data = {k: torch.from_numpy(v) for k, v in fastestdet.coco().items()}
     few = 2 if quick else 64
-    looked_at = 2 if quick else 24
     x, test, labels = data["train_x"][:few], data["test_x"][:few], data["test_y"][:few]
     network = build(fastestdet.fastestdet(), x)
     tables = quantize.weight_tables(network)
@@ -39,7 +38,7 @@ def detector(rows: harness.Rows, quick: bool) -> None:
     a = Accumulator(16)
     found = overflow.fit_to_data(
         eight,
-        x[:looked_at],
+        x,
         a,
         correct=lambda layers: quantize.correct(network, layers, eight.edges, seen, reference),
         chunk=4,
@@ -49,16 +48,17 @@ def detector(rows: harness.Rows, quick: bool) -> None:
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), 50 if quick else DRAWS)
     draws = np.concatenate([np.ones((1, n), dtype=np.int64), times])
     networks = {"8": eight, "16-bit accumulators": found.quantized, "6": uniform(6)}
-    value = {
-        key: detection.resampled_map50(quantize.simulate(q, test, chunk=8), labels, draws)
-        for key, q in networks.items()
-    }
+    value = {}
+    for key, q in networks.items():  # as a machine computes it, overflows left on these images too
+        machine = overflow.emulated(q, a if q is found.quantized else Accumulator(32))
+        answers = torch.cat([machine(part) for part in test.split(8)])
+        value[key] = detection.resampled_map50(answers, labels, draws)
     moved = 100 * (value["16-bit accumulators"] - value["8"])
     margin = 100 * (value["16-bit accumulators"] - value["6"])
     interval = np.quantile(moved[1:], (0.025, 0.975))
     rows.add(
         f"mAP50 change in points, FastestDet, 16-bit accumulators (wrap) free of overflow on "
-        f"{looked_at} images, against plain 8-bit, {n} test images",
+        f"{len(x)} images, against plain 8-bit, {n} test images",
         float(moved[0]),
         f">= -{BAR}, zero within its interval",
         None if quick else bool(moved[0] >= -BAR and interval[0] <= 0 <= interval[1]),

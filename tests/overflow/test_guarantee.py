@@ -64,7 +64,7 @@ def test_rows_that_fit_are_untouched_and_the_file_can_hold_the_others(kind: str,
 def test_the_step_searched_beats_the_step_that_fits_by_itself():
     """Against rounding to nearest on the finest step whose integers happen to fit."""
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(20, 200, generator=generator).double() ** 3
+    matrix = torch.randn(20, 200, generator=generator).double()
     accumulator, within = Accumulator(16), (0, 255)
     codes, grid = fit_within(matrix, torch.full((20,), 8), within, accumulator)
     q = codes.long() - 128
@@ -78,7 +78,7 @@ def test_the_step_searched_beats_the_step_that_fits_by_itself():
         best = (matrix * nearest).sum(1) / nearest.square().sum(1).clamp(min=1)
         error = (best[:, None] * nearest - matrix).square().sum(1)
         plain = torch.where((sums <= most) & (error < plain), error, plain)
-    assert bool((searched <= 1.001 * plain).all()) and float((searched / plain).mean()) < 0.9
+    assert bool((searched < plain).all()) and float((searched / plain).mean()) < 0.95
 
 
 def test_training_never_leaves_the_bound_and_learns():

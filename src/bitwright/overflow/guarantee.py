@@ -24,8 +24,10 @@ from bitwright.overflow.operands import input_ranges, of_layer, weight_integers
 from bitwright.quantize import EdgeGrid, QuantizedLayer
 from bitwright.quantize.saturation import widened
 
-#: steps tried: from this share of the one that reaches the largest weight, by this factor
+#: steps tried: from this share of the one that reaches the largest weight, by this factor; and then
+#: around every row's best one
 _FINEST, _FACTOR, _MOST_STEPS = 0.5, 2**0.25, 48
+_AROUND = tuple(2 ** (k / 32) for k in (-4, -3, -2, -1, 1, 2, 3, 4))
 
 
 def excess(layer: Layer, stored: QuantizedLayer, within: tuple[int, int], a: Accumulator) -> Tensor:
@@ -132,19 +134,27 @@ def fit_within(
     """
     half = 2 ** (bits - 1)
     size = matrix.abs().amax(1).clamp(min=1e-12) / half
-    kept = torch.full_like(size, -1.0)
+    kept, at = torch.full_like(size, -1.0), size
     best = torch.zeros_like(matrix)
-    for place in range(_MOST_STEPS):
-        target = matrix / (size * _FINEST * _FACTOR**place)[:, None]
+
+    def try_step(step: Tensor) -> bool:
+        nonlocal kept, best, at
+        target = matrix / step[:, None]
         rounded = target.round().minimum((half - 1)[:, None]).maximum(-half[:, None])
         limits = allowed_sums(rounded, within, accumulator)
         q = round_within(target, *limits, -half, half - 1)
         gained = _explained(matrix, q)
         better = gained > kept
-        kept = torch.where(better, gained, kept)
+        kept, at = torch.where(better, gained, kept), torch.where(better, step, at)
         best = torch.where(better[:, None], q, best)
-        if place > 8 and bool((q == rounded).all()):  # coarser ones only lose
+        return bool((q == rounded).all())
+
+    for place in range(_MOST_STEPS):
+        if try_step(size * _FINEST * _FACTOR**place) and place > 8:  # coarser ones only lose
             break
+    middle = at
+    for factor in _AROUND:
+        try_step(middle * factor)
     scale = (matrix * best).sum(1) / best.square().sum(1).clamp(min=1)
     scale = round_scale(torch.where(scale > 0, scale, size).float())
     codes = (best + half[:, None]).to(torch.uint8)

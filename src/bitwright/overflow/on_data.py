@@ -22,8 +22,8 @@ from bitwright.quantize.saturation import widened
 
 #: passes in which factors are found; behind the second they only grow
 PASSES = 12
-#: how much more room than the largest number met is left for rows not seen
-MARGIN = 1.1
+#: how much more room than the largest number met is left for rows not seen: a third of a bit
+MARGIN = 1.25
 
 
 @dataclass(frozen=True)
