@@ -60,6 +60,7 @@ def cost(out: Rows, quick: bool) -> None:
     }
     for name, net, steps, bar in (
         ("784-128-64-10, ReLU, gauss-newton", network(), piecewise, 3),
+        ("784-512-256-10, ReLU, gauss-newton", network(nn.ReLU, 4), piecewise, 3),
         ("convolutions, ReLU, gauss-newton", _convolutions(), piecewise, 3),
         ("784-128-64-10, softplus, all", network(nn.Softplus), smooth, 6),
     ):

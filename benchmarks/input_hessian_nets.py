@@ -84,11 +84,12 @@ def held(data: str, split: str, rows: int) -> tuple[Tensor, Tensor]:
     return x[:rows], y[:rows]
 
 
-def network(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """784-128-64-10."""
+def network(activation: type[nn.Module] = nn.ReLU, wider: int = 1) -> nn.Sequential:
+    """784-128-64-10, or some times as wide."""
+    a, b = 128 * wider, 64 * wider
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 128), activation(), nn.Linear(128, 64), activation(),
-        nn.Linear(64, 10),
+        nn.Flatten(), nn.Linear(784, a), activation(), nn.Linear(a, b), activation(),
+        nn.Linear(b, 10),
     )  # fmt: skip
 
 

@@ -129,6 +129,49 @@ def _compare(out: Rows, name: str, each: dict[str, list[float]]) -> None:
             means={m: round(v, 1) for m, v in mean.items()})  # fmt: skip
 
 
+def frontier(data: str) -> Callable[[Rows, bool], None]:
+    """Does the comparison hang on the strengths chosen? All strengths of the chosen forms."""
+
+    def part(out: Rows, quick: bool) -> None:
+        x, y = held(data, "test", 40 if quick else 200)
+        places = {"mnist": (("L2", 1.5), ("Linf", 0.1)), "fashion": (("L2", 1.0), ("Linf", 0.06))}
+        curves: dict[str, list[tuple[float, ...]]] = {}
+        for method, (form, _) in chosen(data, quick).items():
+            strengths = {"plain": (0.0,)}.get(
+                method, (DEGREE_1 if form in ("gradient norm", "hessian root") else DEGREE_2)[data]
+            )
+            for strength in strengths[:1] if quick else strengths:
+                points = []
+                for seed in seeds(quick):
+                    net = trained(case(data, form, strength, seed, quick))
+                    left = [
+                        attacks.survivors(net, x, y, norm, radius, 5 if quick else 20)[0]
+                        for norm, radius in places[data]
+                    ]
+                    points.append([
+                        accuracy(net, *held(data, "test", 10_000)),
+                        *(100 * float(alive.double().mean()) for alive in left),
+                    ])  # fmt: skip
+                clean, *robust = np.mean(points, 0).tolist()
+                curves.setdefault(method, []).append((clean, *robust))
+                out.add(f"{data}, {form} {strength}: clean accuracy", clean,
+                        **dict(zip(map(str, places[data]), robust, strict=True)))  # fmt: skip
+        for k, place in enumerate(places[data], 1):
+            _above(out, f"{data}, {place[0]} {place[1]}", curves, k)
+
+    return part
+
+
+def _above(out: Rows, name: str, curves: dict[str, list[tuple[float, ...]]], k: int) -> None:
+    """Mean gain of hessian over gradient at the same clean accuracy, by interpolation."""
+    other = sorted((p[0], p[k]) for m in ("plain", "gradient") for p in curves[m])
+    clean, left = zip(*other, strict=True)
+    gains = [p[k] - np.interp(p[0], clean, left) for p in curves["hessian"]]
+    out.add(f"{name}: robust accuracy above gradient's at the same clean accuracy",
+            float(np.mean(gains)), "> 0", bool(np.mean(gains) > 0),
+            by_strength=[round(float(g), 1) for g in gains])  # fmt: skip
+
+
 def masking(out: Rows, quick: bool) -> None:
     """No attack that sees no gradients, or another network's, may do better than AutoPGD."""
     rows, steps = (20, 20) if quick else (100, 300)

@@ -109,12 +109,15 @@ def _norm(operator: Operator, iterations: int, start: Start | None, wanted: bool
     for _ in range(iterations):
         turned = operator.turned(v)
         v = torch.where((turned != 0).any(1, keepdim=True), unit(turned), v).detach()
-    if start is not None and operator.power > 1:
-        start.keep(v)
-        if wanted:
+    if operator.power == 1:
+        image = operator.image(v, wanted)
+        if start is not None:
+            start.keep(image)
+        value = torch.linalg.vector_norm(image, dim=1)
+    else:
+        if start is not None and iterations:
+            start.keep(v)
+        if start is not None and wanted:
             v.requires_grad_().register_hook(start.keep)
-    image = operator.image(v, wanted)
-    if start is not None and operator.power == 1:
-        start.keep(image)
-    value = torch.linalg.vector_norm(image, dim=1) ** operator.power
+        value = operator.image(v, wanted).square().sum(1)
     return value if wanted else value.detach()
