@@ -3,10 +3,11 @@
     python benchmarks/input_hessian.py [--data-root DIR] [--quick] [--only exact,…]
 
 Parts: `exact` (against dense eigenvalues), `cost` (processor time of a training step),
-`tune-mnist`, `tune-fashion` (strengths of every penalty, one seed, on validation images), `mnist`,
-`fashion` (three other seeds on test images under AutoPGD, both losses, L2 and L∞),
-`masking` (black-box and transferred attacks), `radius` (predicted against smallest attack found),
-`quantized` (2 to 4 bits after training, and fine-tuning at 2 bits).
+`tune-mnist`, `tune-fashion` (forms and strengths of every penalty, one seed, on validation images),
+`mnist`, `fashion` (three other seeds on test images under AutoPGD, both losses, L2 and L∞),
+`frontier-mnist`, `frontier-fashion` (all strengths on the three seeds), `masking` (black-box and
+transferred attacks), `radius` (predicted against smallest attack found), `quantized` (2 to 4 bits
+after training, and fine-tuning at 2 bits).
 
 Attacks are those of the Adversarial Robustness Toolbox: `pip install 'bitwright[robust]'`.
 Fashion-MNIST is read from the Debian package `dataset-fashion-mnist`. Trained networks are kept in
@@ -28,6 +29,8 @@ PARTS = {
     "tune-fashion": parts.tune("fashion"),
     "mnist": parts.robust("mnist"),
     "fashion": parts.robust("fashion"),
+    "frontier-mnist": parts.frontier("mnist"),
+    "frontier-fashion": parts.frontier("fashion"),
     "masking": parts.masking,
     "radius": radius,
     "quantized": quantized,

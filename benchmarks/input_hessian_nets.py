@@ -33,7 +33,8 @@ class Case:
 
     Attributes:
         data: `mnist` or `fashion`.
-        method: `plain`, `gradient` (‖g‖², by measurement better than ‖g‖) or `hessian` (‖H‖).
+        method: `plain`; of degree 1 in the slopes, `gradient norm` (‖g‖) and `hessian root`
+            (√‖H‖); of degree 2, `gradient squared` (‖g‖²) and `hessian` (‖H‖).
         strength: factor of the penalty's mean over rows.
         seed: of weights and order.
         epochs, rows: of training.
@@ -43,7 +44,7 @@ class Case:
     method: str
     strength: float
     seed: int
-    epochs: int = 4
+    epochs: int = 6
     rows: int = 60_000 - VALIDATION
 
     @property
@@ -83,11 +84,12 @@ def held(data: str, split: str, rows: int) -> tuple[Tensor, Tensor]:
     return x[:rows], y[:rows]
 
 
-def network(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """784-128-64-10."""
+def network(activation: type[nn.Module] = nn.ReLU, wider: int = 1) -> nn.Sequential:
+    """784-128-64-10, or some times as wide."""
+    a, b = 128 * wider, 64 * wider
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 128), activation(), nn.Linear(128, 64), activation(),
-        nn.Linear(64, 10),
+        nn.Flatten(), nn.Linear(784, a), activation(), nn.Linear(a, b), activation(),
+        nn.Linear(b, 10),
     )  # fmt: skip
 
 
@@ -98,13 +100,15 @@ def penalized(
     """The loss of one batch with its penalty."""
     if method == "plain":
         return LOSS(net(x), y)
-    if method == "hessian":
+    if method.startswith("hessian"):
         loss, norms = loss_and_hessian_norm(
             net, LOSS, x, y, iterations=0, product="gauss-newton", start=kept[index]
         )
+        if method == "hessian root":  # sure rows have next to no curvature, and √ an endless slope
+            norms = (norms + 1e-12).sqrt()
         return loss + strength * norms.mean()
     loss, norms = loss_and_gradient_norm(net, LOSS, x, y)
-    return loss + strength * norms.square().mean()
+    return loss + strength * (norms.square() if method == "gradient squared" else norms).mean()
 
 
 def trained(case: Case) -> nn.Sequential:

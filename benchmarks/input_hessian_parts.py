@@ -15,11 +15,13 @@ from torch import nn
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("plain", "gradient", "hessian")
-#: strengths tried, as many for each penalty
-STRENGTHS = {
-    "mnist": {"gradient": (0.5, 1, 2), "hessian": (0.5, 1, 2)},
-    "fashion": {"gradient": (0.0125, 0.025, 0.05), "hessian": (0.0125, 0.025, 0.05)},
+FORMS = {
+    "gradient": ("gradient norm", "gradient squared"),
+    "hessian": ("hessian root", "hessian"),
 }
+#: strengths tried for both methods, by form: as many for each
+DEGREE_1 = {"mnist": (0.3, 0.6, 1.2), "fashion": (0.025, 0.05, 0.1)}
+DEGREE_2 = {"mnist": (0.25, 0.5, 1.0), "fashion": (0.0125, 0.025, 0.05)}
 #: points of clean accuracy that count as equal
 EQUAL = 0.3
 
@@ -30,21 +32,24 @@ def case(data: str, method: str, strength: float, seed: int, quick: bool) -> Cas
 
 
 def tune(data: str) -> Callable[[Rows, bool], None]:
-    """Every strength, one seed: clean and robust accuracy on validation images."""
+    """Both forms of each penalty at every strength, one seed, on validation images."""
 
     def part(out: Rows, quick: bool) -> None:
         net = trained(case(data, "plain", 0, 0, quick))
         plain = _validated(out, data, "plain", 0, net, quick)[0]
-        for method, strengths in STRENGTHS[data].items():
+        for method, forms in FORMS.items():
             found = {}
-            for strength in strengths[1:2] if quick else strengths:
-                net = trained(case(data, method, strength, 0, quick))
-                found[strength] = _validated(out, data, method, strength, net, quick)
-            level = {s: robust for s, (clean, robust) in found.items() if clean >= plain - EQUAL}
-            # no strength keeps the accuracy: the weakest comes closest
-            best = max(level, key=lambda s: level[s]) if level else min(found)
-            out.add(f"{data}, {method}: strength chosen", best, clean=found[best][0],
-                    equally_accurate=bool(level), method=method)  # fmt: skip
+            for form, strengths in zip(forms, (DEGREE_1[data], DEGREE_2[data]), strict=True):
+                for strength in strengths[1:2] if quick else strengths:
+                    net = trained(case(data, form, strength, 0, quick))
+                    found[form, strength] = _validated(out, data, form, strength, net, quick)
+            level = {k: robust for k, (clean, robust) in found.items() if clean >= plain - EQUAL}
+            # nothing keeps the accuracy: what keeps most of it comes closest
+            best = (
+                max(level, key=lambda k: level[k]) if level else max(found, key=found.__getitem__)
+            )
+            out.add(f"{data}, {method}: strength chosen", best[1], form=best[0], method=method,
+                    clean=found[best][0], equally_accurate=bool(level))  # fmt: skip
 
     return part
 
@@ -67,18 +72,23 @@ def _validated(
     return clean, robust
 
 
-def chosen(data: str, quick: bool) -> dict[str, float]:
-    """Strengths by method, from the results of `tune`."""
+def chosen(data: str, quick: bool) -> dict[str, tuple[str, float]]:
+    """Form and strength by method, from the results of `tune`."""
     if quick:
-        return {"plain": 0.0, **{m: s[1] for m, s in STRENGTHS[data].items()}}
-    content = json.loads((HERE / "results" / "input_hessian.json").read_text())
-    rows = [r for r in content[f"tune-{data}"]["rows"] if r["name"].endswith("chosen")]
-    return {"plain": 0.0, **{r["method"]: r["value"] for r in rows}}
+        found = {m: (forms[1], DEGREE_2[data][1]) for m, forms in FORMS.items()}
+    else:
+        content = json.loads((HERE / "results" / "input_hessian.json").read_text())
+        rows = [r for r in content[f"tune-{data}"]["rows"] if r["name"].endswith("chosen")]
+        found = {r["method"]: (r["form"], r["value"]) for r in rows}
+    return {"plain": ("plain", 0.0), **found}
 
 
 def nets(data: str, seed: int, quick: bool) -> dict[str, nn.Sequential]:
     """By method, at the chosen strengths."""
-    return {m: trained(case(data, m, s, seed, quick)) for m, s in chosen(data, quick).items()}
+    return {
+        name: trained(case(data, form, strength, seed, quick))
+        for name, (form, strength) in chosen(data, quick).items()
+    }
 
 
 def robust(data: str) -> Callable[[Rows, bool], None]:
@@ -100,7 +110,7 @@ def robust(data: str) -> Callable[[Rows, bool], None]:
         away = max(abs(np.mean(clean[m]) - ours) for m in METHODS)
         out.add(f"{data}: clean accuracy, furthest from hessian's", float(away), f"<= {EQUAL}",
                 bool(away <= EQUAL), **{m: [round(v, 2) for v in clean[m]] for m in METHODS},
-                strengths=chosen(data, quick))  # fmt: skip
+                penalties=chosen(data, quick))  # fmt: skip
         for (norm, radius), each in left.items():
             _compare(out, f"{data}, {norm} {radius}", each)
 
@@ -117,6 +127,49 @@ def _compare(out: Rows, name: str, each: dict[str, list[float]]) -> None:
             bool(mean["hessian"] > mean[other]) if counts else None, other, mean[other],
             gain=float(gain.mean()), gain_by_seed=[round(float(g), 1) for g in gain],
             means={m: round(v, 1) for m, v in mean.items()})  # fmt: skip
+
+
+def frontier(data: str) -> Callable[[Rows, bool], None]:
+    """Does the comparison hang on the strengths chosen? All strengths of the chosen forms."""
+
+    def part(out: Rows, quick: bool) -> None:
+        x, y = held(data, "test", 40 if quick else 200)
+        places = {"mnist": (("L2", 1.5), ("Linf", 0.1)), "fashion": (("L2", 1.0), ("Linf", 0.06))}
+        curves: dict[str, list[tuple[float, ...]]] = {}
+        for method, (form, _) in chosen(data, quick).items():
+            strengths = {"plain": (0.0,)}.get(
+                method, (DEGREE_1 if form in ("gradient norm", "hessian root") else DEGREE_2)[data]
+            )
+            for strength in strengths[:1] if quick else strengths:
+                points = []
+                for seed in seeds(quick):
+                    net = trained(case(data, form, strength, seed, quick))
+                    left = [
+                        attacks.survivors(net, x, y, norm, radius, 5 if quick else 20)[0]
+                        for norm, radius in places[data]
+                    ]
+                    points.append([
+                        accuracy(net, *held(data, "test", 10_000)),
+                        *(100 * float(alive.double().mean()) for alive in left),
+                    ])  # fmt: skip
+                clean, *robust = np.mean(points, 0).tolist()
+                curves.setdefault(method, []).append((clean, *robust))
+                out.add(f"{data}, {form} {strength}: clean accuracy", clean,
+                        **dict(zip(map(str, places[data]), robust, strict=True)))  # fmt: skip
+        for k, place in enumerate(places[data], 1):
+            _above(out, f"{data}, {place[0]} {place[1]}", curves, k)
+
+    return part
+
+
+def _above(out: Rows, name: str, curves: dict[str, list[tuple[float, ...]]], k: int) -> None:
+    """Mean gain of hessian over gradient at the same clean accuracy, by interpolation."""
+    other = sorted((p[0], p[k]) for m in ("plain", "gradient") for p in curves[m])
+    clean, left = zip(*other, strict=True)
+    gains = [p[k] - np.interp(p[0], clean, left) for p in curves["hessian"]]
+    out.add(f"{name}: robust accuracy above gradient's at the same clean accuracy",
+            float(np.mean(gains)), "> 0", bool(np.mean(gains) > 0),
+            by_strength=[round(float(g), 1) for g in gains])  # fmt: skip
 
 
 def masking(out: Rows, quick: bool) -> None:

@@ -68,10 +68,10 @@ def finetuned(net: nn.Module, data: str, penalty: str, seed: int, quick: bool) -
     x, y = images(data)["train_x"][:rows], images(data)["train_y"][:rows]
     kept, generator = Directions(rows, seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(small.groups(1e-3))
+    form, strength = chosen(data, quick)[penalty]
     for index in torch.randperm(rows, generator=generator).split(BATCH):
         optimizer.zero_grad()
-        strength = chosen(data, quick)["hessian"]
-        penalized(small, penalty, strength, x[index], y[index], kept, index).backward()
+        penalized(small, form, strength, x[index], y[index], kept, index).backward()
         optimizer.step()
     return Trainable(small.quantized()).eval()
 

@@ -7,9 +7,10 @@ The paper's abstract says that it trains with this norm; how is our reconstructi
 The maximizing v is held, so that the penalty's gradient is that of ‖H v‖ at a fixed v: at the
 maximum this is the whole gradient, since the value does not change with v to first order.
 
-A penalty's backward pass goes through v too, and its gradient there, `∂½‖A v‖²/∂v = AᵀA v`, *is*
-the next step of power iteration. With a warm start it is kept for the row's next visit, and no step
-of its own is ever needed: `iterations=0`.
+The value's own `H v` is the next step of power iteration. Where H is taken apart as AᵀA, of smaller
+vectors, the penalty's backward pass holds it: its gradient in v is `∂½‖A v‖²/∂v = AᵀA v`. With a
+warm start it is kept for the row's next visit, and no step of its own is ever needed:
+`iterations=0`.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def hessian_norm(
             linear in their input the same and cheapest. Or one of the classes of these, with
             options.
         start: `Directions(rows)[index]`, index the numbers of the batch's rows in the training
-            data: goes on where the row's last visit ended. Then 0 iterations are enough: the
-            backward pass makes a step.
+            data: goes on where the row's last visit ended. Then 0 iterations are enough: a visit
+            makes a step by itself (in its backward pass, for `gauss-newton`).
 
     Returns:
         [n], in units of the loss by the input squared; without a graph under `torch.no_grad()`.
@@ -108,9 +109,15 @@ def _norm(operator: Operator, iterations: int, start: Start | None, wanted: bool
     for _ in range(iterations):
         turned = operator.turned(v)
         v = torch.where((turned != 0).any(1, keepdim=True), unit(turned), v).detach()
-    if start is not None:
-        start.keep(v)
-        if wanted:
+    if operator.power == 1:
+        image = operator.image(v, wanted)
+        if start is not None:
+            start.keep(image)
+        value = torch.linalg.vector_norm(image, dim=1)
+    else:
+        if start is not None and iterations:
+            start.keep(v)
+        if start is not None and wanted:
             v.requires_grad_().register_hook(start.keep)
-    value = torch.linalg.vector_norm(operator.image(v, wanted), dim=1) ** operator.power
+        value = operator.image(v, wanted).square().sum(1)
     return value if wanted else value.detach()

@@ -39,7 +39,7 @@ class Operator:
     Attributes:
         image: (v [n, d], whether its graph is wanted) -> A v [n, m].
         like: [n, d], an empty v.
-        power: of ‖A‖ that is the norm of the Hessian: 1 where A is H itself, 2 for Jᵀ S.
+        power: of ‖A‖ that is the norm of the Hessian: 1 where A is H itself, 2 where H = A Aᵀ.
     """
 
     image: Callable[[Tensor, bool], Tensor]
