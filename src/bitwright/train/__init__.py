@@ -1,6 +1,8 @@
-"""Training: what fine-tunes a quantized network, and a solver for convex heads."""
+"""Training: what fine-tunes a quantized or a pruned network, and a solver for convex heads."""
 
-from bitwright.train.finetune import Recipe, divergence, finetune
+from bitwright.train.distil import Recipe, divergence
+from bitwright.train.finetune import finetune
+from bitwright.train.finetune_float import finetune_float
 from bitwright.train.head import Refit, head_of, refit_head
 from bitwright.train.order import hawq_order, stages
 from bitwright.train.saga import saga
@@ -12,6 +14,7 @@ __all__ = [
     "Trainable",
     "divergence",
     "finetune",
+    "finetune_float",
     "hawq_order",
     "head_of",
     "refit_head",
