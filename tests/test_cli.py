@@ -67,7 +67,9 @@ def test_the_public_names():
         "compress",
         "convert",
         "load",
+        "load_pruned",
         "prepare",
+        "prune",
         "saga",
         "traces",
     ]

@@ -5,7 +5,16 @@ from bitwright.curvature import Estimate, Sensitivity, traces
 from bitwright.data import Data
 from bitwright.deploy import IntegerNetwork, Verification
 from bitwright.errors import BitwrightError
-from bitwright.pipeline import Result, Settings, compress, convert, load, prepare
+from bitwright.pipeline import (
+    Result,
+    Settings,
+    compress,
+    convert,
+    load,
+    load_pruned,
+    prepare,
+    prune,
+)
 from bitwright.task import Task
 from bitwright.train import Trainable, saga
 
@@ -28,7 +37,9 @@ __all__ = [
     "compress",
     "convert",
     "load",
+    "load_pruned",
     "prepare",
+    "prune",
     "saga",
     "traces",
 ]

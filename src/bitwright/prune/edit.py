@@ -40,11 +40,16 @@ class Edit:
         cuts: one for each module and side.
         attributes: (module path, attribute, new value) of counts of heads that a forward reads.
         biases: paths of layers that get a bias, which compensation fills.
+        orders: how the channels that stay are put in another order, so that those with implants
+            come last: cuts whose channels are places after the cuts, in the new order.
+        implants: (path, channels at the end, rank) of convolutions with implants.
     """
 
     cuts: tuple[Cut, ...] = ()
     attributes: tuple[tuple[str, str, int], ...] = ()
     biases: tuple[str, ...] = ()
+    orders: tuple[Cut, ...] = ()
+    implants: tuple[tuple[str, int, int], ...] = ()
 
 
 def merged(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
@@ -112,7 +117,36 @@ def pruned(model: nn.Module, edit: Edit) -> nn.Module:
         setattr(_module(found, path), name, value)
     for path in edit.biases:
         add_bias(_module(found, path), path)
+    for each in edit.orders:
+        _reorder(_module(found, each.path), each)
+    for path, count, rank in edit.implants:
+        _implant(found, path, count, rank)
     return found
+
+
+def _reorder(module: nn.Module, order: Cut) -> None:
+    for name, axis in slots(module, order.out):
+        value = getattr(module, name)
+        if sorted(order.channels) != list(range(value.shape[axis])):
+            raise BitwrightError(
+                f"{order.path}: the order is not one of its {value.shape[axis]} channels; use the "
+                "factory that the network was pruned with"
+            )
+        with torch.no_grad():
+            value.copy_(value.index_select(axis, torch.tensor(order.channels)))
+
+
+def _implant(model: nn.Module, path: str, count: int, rank: int) -> None:
+    from bitwright.prune.implant import spatial, split
+
+    module = _module(model, path)
+    if not spatial(module) or not 0 < count < module.out_channels:  # type: ignore[operator]
+        raise BitwrightError(
+            f"{path} takes no implant of {count} channels; use the factory that the network was "
+            "pruned with"
+        )
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, split(module, count, rank))  # type: ignore
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
@@ -160,10 +194,12 @@ def _width(module: nn.Module, out: bool) -> int:
 
 
 def kept(model: nn.Module, edit: Edit, path: str, out: bool) -> Tensor:
-    """Places of the channels of `model` that stay on one side of a module, ascending."""
+    """Which channels of `model` stay on one side of a module, in the order they then have."""
     gone = {c for cut in edit.cuts if (cut.path, cut.out) == (path, out) for c in cut.channels}
     width = _width(model.get_submodule(path), out)
-    return torch.tensor([c for c in range(width) if c not in gone])
+    stay = torch.tensor([c for c in range(width) if c not in gone])
+    orders = [o.channels for o in edit.orders if (o.path, o.out) == (path, out)]
+    return stay[list(orders[0])] if orders else stay
 
 
 def to_json(edit: Edit) -> dict[str, object]:
@@ -172,6 +208,10 @@ def to_json(edit: Edit) -> dict[str, object]:
         "cuts": [{"path": c.path, "out": c.out, "channels": list(c.channels)} for c in edit.cuts],
         "attributes": [list(a) for a in edit.attributes],
         "biases": list(edit.biases),
+        "orders": [
+            {"path": c.path, "out": c.out, "channels": list(c.channels)} for c in edit.orders
+        ],
+        "implants": [list(i) for i in edit.implants],
     }
 
 
@@ -189,7 +229,15 @@ def from_json(found: Mapping[str, object]) -> Edit:
         attributes = tuple(
             (str(a[0]), str(a[1]), _number(a[2])) for a in _list(found["attributes"])
         )
-        return Edit(cuts, attributes, tuple(str(b) for b in _list(found["biases"])))
+        orders = tuple(
+            Cut(str(c["path"]), _flag(c["out"]), tuple(map(_number, _list(c["channels"]))))
+            for c in _list(found["orders"])
+        )
+        implants = tuple(
+            (str(i[0]), _number(i[1]), _number(i[2])) for i in _list(found["implants"])
+        )
+        biases = tuple(str(b) for b in _list(found["biases"]))
+        return Edit(cuts, attributes, biases, orders, implants)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise BitwrightError(f"the description of the pruned network is damaged: {error}") from None
 

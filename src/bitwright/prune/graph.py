@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,19 +83,46 @@ class Coupling:
     groups: tuple[Group, ...]
     whole: Mapping[str, str]
 
-    def edit(self, removed: Mapping[str, Iterable[int]]) -> Edit:
-        """The edit that takes units out: group name -> units."""
+    def edit(
+        self,
+        removed: Mapping[str, Iterable[int]],
+        implanted: Mapping[str, Iterable[int]] | None = None,
+        *,
+        rank: int = 0,
+        spatial: Callable[[str], bool] = lambda path: True,
+    ) -> Edit:
+        """The edit that takes units out and gives others implants: group name -> units.
+
+        `rank` is that of the implants, `spatial` tells which makers of channels have filters to be
+        replaced.
+        """
         cuts: list[Cut] = []
         attributes: list[tuple[str, str, int]] = []
+        orders: list[Cut] = []
+        implants: list[tuple[str, int, int]] = []
         for group in self.groups:
             units = sorted(set(removed.get(group.name, ())))
+            last = sorted(set((implanted or {}).get(group.name, ())))
+            if last:
+                stay = [u for u in range(group.units) if u not in units and u not in last] + last
+                for m in group.members:
+                    orders.append(_order(m, stay))
+                    if m.out and spatial(m.path):
+                        implants.append((m.path, len(last), rank))
             if not units:
                 continue
             for m in group.members:
                 cuts.append(Cut(m.path, m.out, tuple(c for u in units for c in m.channels[u])))
-            stay = group.units - len(units)
-            attributes += [(path, name, n * stay // group.units) for path, name, n in group.counts]
-        return Edit(merged(cuts), tuple(attributes))
+            left = group.units - len(units)
+            attributes += [(path, name, n * left // group.units) for path, name, n in group.counts]
+        return Edit(merged(cuts), tuple(attributes), (), tuple(orders), tuple(implants))
+
+
+def _order(member: Member, units: Sequence[int]) -> Cut:
+    """Places, among the channels that stay, of the units in a new order."""
+    stays = sorted(c for u in units for c in member.channels[u])
+    place = {c: i for i, c in enumerate(stays)}
+    return Cut(member.path, member.out, tuple(place[c] for u in units for c in member.channels[u]))
 
 
 def coupled(model: nn.Module, x: Tensor, skip: Sequence[str] = ()) -> Coupling:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from bitwright.curvature import traces
@@ -73,8 +72,3 @@ def _hap(
             total += [each[list(some)].sum() for some in member.channels]
         result[group.name] = total
     return result
-
-
-def order(scores: np.ndarray) -> list[int]:
-    """Units by rising score, ties by number."""
-    return [int(i) for i in torch.from_numpy(np.asarray(scores)).argsort(stable=True)]

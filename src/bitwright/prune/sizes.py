@@ -60,6 +60,7 @@ class Sizes:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], x: Tensor) -> None:
         self.groups = {g.name: g for g in groups}
+        self._paths = {g.name: {m.path for m in g.members} for g in groups}
         uses = _positions(model, x[:1])
         self.layers = {
             path: _layer(path, module, uses.get(path, 0.0))
@@ -75,11 +76,17 @@ class Sizes:
             sum(t.numel() * t.element_size() for t in tensors) - stored,
         )
 
-    def of(self, removed: Mapping[str, int]) -> Size:
-        """The size with so many units of each group gone."""
+    def of(
+        self, removed: Mapping[str, int], implanted: Mapping[str, int] | None = None, rank: int = 0
+    ) -> Size:
+        """The size with so many units of each group gone, and so many in implants of a rank."""
         layers = dict(self.layers)
         for name, count in removed.items():
             _thin(layers, self.groups[name], count)
+        for name, count in (implanted or {}).items():
+            for member in self.groups[name].members:
+                if member.out and count and layers[member.path].each > 1:
+                    _implant(layers, member.path, count, rank)
         return self._sum(layers)
 
     @property
@@ -96,17 +103,14 @@ class Sizes:
 
     def saved(self, removed: Mapping[str, int], name: str, unit: str) -> float:
         """What one more unit of a group would save, with so many gone."""
-        paths = {m.path for m in self.groups[name].members}
-        touching = {n: c for n, c in removed.items() if self._paths(n) & paths}
+        paths = self._paths[name]
+        touching = {n: c for n, c in removed.items() if c and self._paths[n] & paths}
         some = {p: self.layers[p] for p in paths}
         for other, count in touching.items():
             _thin(some, self.groups[other], count)
         before = self._sum(some)[unit]
         _thin(some, self.groups[name], 1)
         return before - self._sum(some)[unit]
-
-    def _paths(self, name: str) -> set[str]:
-        return {m.path for m in self.groups[name].members}
 
 
 def _thin(layers: dict[str, _Layer], group: Group, count: int) -> None:
@@ -119,6 +123,17 @@ def _thin(layers: dict[str, _Layer], group: Group, count: int) -> None:
                 layers[member.path] = replace(layer, out=layer.out - channels)
             else:
                 layers[member.path] = replace(layer, inputs=layer.inputs - channels)
+
+
+def _implant(layers: dict[str, _Layer], path: str, count: int, rank: int) -> None:
+    """Take channels out of a convolution and put their implant beside it."""
+    layer = layers[path]
+    layers[path] = replace(layer, out=layer.out - count)
+    if rank:  # of the k×k filters, and a mixture with a bias
+        layers[f"{path}.0"] = replace(layer, out=rank, own=0)
+        layers[f"{path}.1"] = replace(layer, out=count, inputs=rank, each=1, own=1)
+    else:
+        layers[f"{path}.0"] = replace(layer, out=count, each=1, own=1)
 
 
 def _parameters(layer: _Layer) -> float:
