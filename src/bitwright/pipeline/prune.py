@@ -45,7 +45,6 @@ from bitwright.prune import (
     pruned,
     read_edit,
     select,
-    spatial,
 )
 from bitwright.prune import load as read_pruned
 from bitwright.prune import save as save_pruned
@@ -237,12 +236,7 @@ def _made(
     model: nn.Module, coupling: Coupling, selection: Selection, settings: PruneSettings
 ) -> tuple[nn.Module, Edit]:
     """The module without what is removed, implants at zero."""
-    edit = coupling.edit(
-        selection.removed,
-        selection.implanted,
-        rank=settings.rank,
-        spatial=lambda path: spatial(model.get_submodule(path)),
-    )
+    edit = coupling.edit(selection.removed, selection.implanted, rank=settings.rank)
     return pruned(model, edit), edit
 
 

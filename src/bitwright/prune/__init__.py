@@ -1,11 +1,11 @@
 """Hessian-aware pruning (HAP, arXiv 2101.08940): channels and heads that are really removed."""
 
 from bitwright.prune.compensate import compensated
-from bitwright.prune.edit import Cut, Edit, masked, pruned, to_json
+from bitwright.prune.edit import Cut, Edit, masked, pruned, spatial, to_json
 from bitwright.prune.files import load, read_edit, save
 from bitwright.prune.gates import removal
 from bitwright.prune.graph import Coupling, Group, Member, coupled
-from bitwright.prune.implant import Implanted, implantable, spatial
+from bitwright.prune.implant import Implanted, implantable
 from bitwright.prune.scores import SCORES, scores
 from bitwright.prune.select import Selection, select
 from bitwright.prune.sizes import UNITS, Size, Sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,21 @@ def depthwise(module: nn.Module) -> bool:
     """Whether every output channel of a convolution reads one input channel, the same."""
     conv = isinstance(module, nn.modules.conv._ConvNd)
     return conv and module.groups == module.out_channels == module.in_channels > 1  # type: ignore
+
+
+def spatial(module: nn.Module) -> bool:
+    """Whether a convolution's windows have a middle: k odd, padded by half of it with zeros."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d) or point(module):
+        return False
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return False
+    shape = zip(module.kernel_size, module.padding, module.dilation, strict=True)
+    return all(k % 2 == 1 and p == d * (k - 1) // 2 for k, p, d in shape)
+
+
+def point(module: Any) -> bool:
+    """Whether a convolution's filters are 1×1."""
+    return all(k == 1 for k in module.kernel_size)
 
 
 def slots(module: nn.Module, out: bool) -> list[tuple[str, int]]:
@@ -137,7 +153,7 @@ def _reorder(module: nn.Module, order: Cut) -> None:
 
 
 def _implant(model: nn.Module, path: str, count: int, rank: int) -> None:
-    from bitwright.prune.implant import spatial, split
+    from bitwright.prune.implant import split
 
     module = _module(model, path)
     if not spatial(module) or not 0 < count < module.out_channels:  # type: ignore[operator]

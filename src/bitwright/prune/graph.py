@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from bitwright.checkpoint import said
 from bitwright.errors import BitwrightError
 from bitwright.network import join
-from bitwright.prune.edit import MATRICES, VECTORS, Cut, Edit, depthwise, masked, merged, pruned
+from bitwright.prune.edit import (
+    MATRICES,
+    VECTORS,
+    Cut,
+    Edit,
+    depthwise,
+    masked,
+    merged,
+    pruned,
+    spatial,
+)
 
 #: attributes that count the heads of an attention, and those that hold their width together
 _COUNTS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head", "nhead")
@@ -78,10 +88,12 @@ class Coupling:
     Attributes:
         groups: in the order of the forward pass.
         whole: layer path -> why its channels stay.
+        filters: paths of the convolutions whose k×k filters an implant can replace.
     """
 
     groups: tuple[Group, ...]
     whole: Mapping[str, str]
+    filters: frozenset[str] = frozenset()
 
     def edit(
         self,
@@ -89,12 +101,10 @@ class Coupling:
         implanted: Mapping[str, Iterable[int]] | None = None,
         *,
         rank: int = 0,
-        spatial: Callable[[str], bool] = lambda path: True,
     ) -> Edit:
         """The edit that takes units out and gives others implants: group name -> units.
 
-        `rank` is that of the implants, `spatial` tells which makers of channels have filters to be
-        replaced.
+        `rank` is that of the implants.
         """
         cuts: list[Cut] = []
         attributes: list[tuple[str, str, int]] = []
@@ -107,7 +117,7 @@ class Coupling:
                 stay = [u for u in range(group.units) if u not in units and u not in last] + last
                 for m in group.members:
                     orders.append(_order(m, stay))
-                    if m.out and spatial(m.path):
+                    if m.out and m.path in self.filters:
                         implants.append((m.path, len(last), rank))
             if not units:
                 continue
@@ -153,7 +163,8 @@ def coupled(model: nn.Module, x: Tensor, skip: Sequence[str] = ()) -> Coupling:
     if not groups:
         said_of = "; ".join(f"{k}: {v}" for k, v in list({**whole, **ends}.items())[:3])
         raise BitwrightError(f"no channel of the model can be removed ({said_of})")
-    return Coupling(tuple(groups), {**whole, **ends})
+    filters = frozenset(path for path, m in model.named_modules() if spatial(m))
+    return Coupling(tuple(groups), {**whole, **ends}, filters)
 
 
 def _matches(path: str, name: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitwright.prune.edit import point, spatial
 from bitwright.prune.graph import Group
 from bitwright.prune.least_squares import moments, solved
 
@@ -54,21 +55,7 @@ def implantable(model: nn.Module, group: Group) -> bool:
             return False
     if not all(isinstance(m, nn.Conv1d | nn.Conv2d) for m in matrices):
         return False
-    return any(spatial(m) for m in matrices) and all(spatial(m) or _point(m) for m in matrices)
-
-
-def spatial(module: nn.Module) -> bool:
-    """Whether a convolution's windows have a middle: k odd, padded by half of it with zeros."""
-    if not isinstance(module, nn.Conv1d | nn.Conv2d) or _point(module):
-        return False
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return False
-    shape = zip(module.kernel_size, module.padding, module.dilation, strict=True)
-    return all(k % 2 == 1 and p == d * (k - 1) // 2 for k, p, d in shape)
-
-
-def _point(module: Any) -> bool:
-    return all(k == 1 for k in module.kernel_size)
+    return any(spatial(m) for m in matrices) and all(spatial(m) or point(m) for m in matrices)
 
 
 def split(conv: nn.Conv1d | nn.Conv2d, count: int, rank: int) -> Implanted:
