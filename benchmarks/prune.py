@@ -1,9 +1,10 @@
 """Pruning: HAP with least-squares refits and implants, beside torch-pruning's importances.
 
 Parts (`--only`): equal, kl, latency, lenet, vgg, fashion, resnet20, resnet44, heads. Every finished
-figure of a part is kept in `--cache` (default: the folder of temporary files), so that a killed part
-goes on. MNIST and CIFAR-10 come from the data folder, Fashion-MNIST is embedded (1,000 images to
-train on, 1,000 to judge on); `heads` needs what `examples/finetune_minilm_sst2.py` writes.
+figure of a part is kept in `$BITWRIGHT_PRUNE_CACHE` (default: the folder of temporary files), so
+that a killed part goes on. MNIST and CIFAR-10 come from the data folder, Fashion-MNIST is embedded
+(1,000 images to train on, 1,000 to judge on); `heads` needs what `examples/finetune_minilm_sst2.py`
+writes.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitwright.errors import BitwrightError
-from bitwright.prune import Sizes, coupled, implantable, pruned, select, spatial
+from bitwright.prune import Sizes, compensated, coupled, implantable, pruned, select, spatial
 from prune.nets import Attention, Dense, Residual, made, rows
 
 
@@ -34,6 +34,17 @@ def test_sizes_are_those_of_the_module(kind, left):
     assert found.bytes == sum(t.numel() * t.element_size() for t in tensors)
     if kind is not Attention:  # the counter counts attention's own products as well
         assert 2 * found.macs == _flops(small, x)
+
+
+def test_sizes_count_the_biases_of_refits():
+    model, x = made(Residual), rows(Residual, 32)
+    coupling = coupled(model, x)
+    edit = coupling.edit({"conv1": [0]})
+    small = pruned(model, edit)
+    compensated(model, small, edit, x)
+    counted = sum(p.numel() for p in small.parameters())
+    found = [Sizes(model, coupling.groups, x[:1], refit=r).of({"conv1": 1}) for r in (True, False)]
+    assert [f.parameters for f in found] == [counted, counted - 8]
 
 
 def test_sizes_with_implants():

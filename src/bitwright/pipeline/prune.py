@@ -142,7 +142,7 @@ def run_prune(
     progress("couple", 0.0)
     coupling = coupled(task.model, x[:2], settings.skip)
     progress("couple", 1.0)
-    sizes = Sizes(task.model, coupling.groups, x[:1])
+    sizes = Sizes(task.model, coupling.groups, x[:1], refit=settings.compensate)
     store = Store(folder)
     known = ("skip", "score", "seed", "calibration_rows")
     base = make_key(_VERSION, fingerprint(task), task.divergence, task.class_axis,

@@ -56,9 +56,13 @@ class Sizes:
     Args:
         model: left as it is; groups: of its channels.
         x: a row or more, run once for the positions of its layers.
+        refit: whether layers that read less get a bias (:mod:`bitwright.prune.compensate`).
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], x: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[Group], x: Tensor, *, refit: bool = False
+    ) -> None:
+        self.refit = refit
         self.groups = {g.name: g for g in groups}
         self._paths = {g.name: {m.path for m in g.members} for g in groups}
         uses = _positions(model, x[:1])
@@ -82,7 +86,7 @@ class Sizes:
         """The size with so many units of each group gone, and so many in implants of a rank."""
         layers = dict(self.layers)
         for name, count in removed.items():
-            _thin(layers, self.groups[name], count)
+            self._thin(layers, name, count)
         for name, count in (implanted or {}).items():
             for member in self.groups[name].members:
                 if member.out and count and layers[member.path].each > 1:
@@ -107,22 +111,24 @@ class Sizes:
         touching = {n: c for n, c in removed.items() if c and self._paths[n] & paths}
         some = {p: self.layers[p] for p in paths}
         for other, count in touching.items():
-            _thin(some, self.groups[other], count)
+            self._thin(some, other, count)
         before = self._sum(some)[unit]
-        _thin(some, self.groups[name], 1)
+        self._thin(some, name, 1)
         return before - self._sum(some)[unit]
 
-
-def _thin(layers: dict[str, _Layer], group: Group, count: int) -> None:
-    """Take so many units of a group out of the layers that are there."""
-    for member in group.members:
-        layer = layers.get(member.path)
-        if layer is not None and count:
+    def _thin(self, layers: dict[str, _Layer], name: str, count: int) -> None:
+        """Take so many units of a group out of the layers that are there."""
+        group = self.groups[name]
+        for member in group.members:
+            layer = layers.get(member.path)
+            if layer is None or not count:
+                continue
             channels = count * sum(map(len, member.channels)) / group.units
             if member.out:
                 layers[member.path] = replace(layer, out=layer.out - channels)
             else:
-                layers[member.path] = replace(layer, inputs=layer.inputs - channels)
+                own = 1.0 if self.refit else layer.own
+                layers[member.path] = replace(layer, inputs=layer.inputs - channels, own=own)
 
 
 def _implant(layers: dict[str, _Layer], path: str, count: int, rank: int) -> None:
