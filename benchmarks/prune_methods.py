@@ -89,7 +89,9 @@ def judged(bench: Bench, module: nn.Module) -> tuple[Tensor, Tensor]:
     return kl, (found.argmax(1) == bench.test_y).double()
 
 
-def cut(bench: Bench, method: str, bound: float, unit: str = "parameters") -> nn.Module:
+def cut(
+    bench: Bench, method: str, bound: float, unit: str = "parameters", multiple: int = 1
+) -> nn.Module:
     """The model within the bound, by one of the methods, before any fine-tuning."""
     if method in PEERS:
         return pruned(bench.model, bench.coupling.edit(_by_peer(bench, method, bound, unit)))
@@ -99,7 +101,13 @@ def cut(bench: Bench, method: str, bound: float, unit: str = "parameters") -> nn
         bench.known[score] = scores(bench.model, groups, bench.x[:ROWS], score=score)
     can = [g.name for g in bench.coupling.groups if implantable(bench.model, g)]
     chosen: Selection = select(
-        bench.sizes, bench.known[score], bound, unit, implant=share, implantable=can
+        bench.sizes,
+        bench.known[score],
+        bound,
+        unit,
+        implant=share,
+        implantable=can,
+        multiple=multiple,
     )
     edit = bench.coupling.edit(chosen.removed, chosen.implanted)
     module = pruned(bench.model, edit)

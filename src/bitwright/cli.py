@@ -641,12 +641,17 @@ def prune(
     weights: Weights = None,
     data: DataSpec = None,
     task: TaskSpec = None,
-    keep: Annotated[str, typer.Option(help="40% of --of; or 180KB, or 3ms here.")] = "50%",
+    keep: Annotated[
+        str, typer.Option(help="40% of --of; 180KB; 3ms here; auto: as --budget makes best.")
+    ] = "50%",
     of: Annotated[
         str, typer.Option(help="parameters, macs, bytes (float32) or latency (measured here).")
     ] = "parameters",
     score: Annotated[str, typer.Option(help="removal (use this) or trace (HAP's).")] = "removal",
     floor: Annotated[float, typer.Option(help="Share of each layer's channels that stay.")] = 0.05,
+    multiple: Annotated[
+        int, typer.Option(help="Of what stays of larger layers; 16 for a faster file.")
+    ] = 1,
     implant: Annotated[
         float, typer.Option(help="Share of the channels taken that get low-rank implants.")
     ] = 0.0,
@@ -672,14 +677,15 @@ def prune(
     from bitwright.pipeline.keep import check_prune_settings
 
     given = locals()
-    names = ("keep", "of", "score", "floor", "implant", "rank", "compensate", "epochs", "augment",
-             "temperature", "rate", "seed", "calibration_rows", "device")  # fmt: skip
+    names = ("keep", "of", "score", "floor", "multiple", "implant", "rank", "compensate",
+             "epochs", "augment", "temperature", "rate", "seed", "calibration_rows",
+             "device")  # fmt: skip
     settings = check_prune_settings(
         PruneSettings(**{k: given[k] for k in names}, skip=tuple(skip or ()))
     )
     with _interruptible(), Bars(quiet) as bars, _without_logs():
         whole, name = _task(given)
-        found = run_prune(whole, settings, out, bars.update)
+        found = run_prune(whole, settings, out, bars.update, budget)
         _print_pruned(bars.console, found, whole.metric_name)
         if budget is not None:
             result, summary = prune_and_compress(

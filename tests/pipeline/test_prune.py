@@ -12,11 +12,11 @@ import torch
 
 import bitwright
 from bitwright.errors import BitwrightError
-from bitwright.pipeline import load_network
+from bitwright.pipeline import PruneSettings, load_network, run_prune
 from bitwright.pipeline.keep import parse_keep
+from pipeline import tiny
 
 stage = importlib.import_module("bitwright.pipeline.prune")  # the name is the function's as well
-from pipeline import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def exported(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 
 
 def _run(out: Path, **options):
-    x = tiny.rows(80)
+    x = tiny.rows(options.pop("count", 80))
     return bitwright.prune(tiny.network(), x, out=out, test=tiny.rows(20, 7), **options)
 
 
@@ -95,7 +95,8 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
 def test_finetuning_lowers_the_held_out_loss_and_goes_on_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = _run(tmp_path / "a", keep="40%", epochs=4, compensate=False, rate=3e-3)
+    options = {"keep": "40%", "epochs": 4, "compensate": False, "rate": 3e-3, "count": 600}
+    whole = _run(tmp_path / "a", **options)
     assert min(whole.history) < whole.history[0]
 
     class Killed(Exception):
@@ -106,11 +107,12 @@ def test_finetuning_lowers_the_held_out_loss_and_goes_on_after_a_kill(
             raise Killed
 
     with pytest.raises(Killed):
-        _run(tmp_path / "b", keep="40%", epochs=4, compensate=False, rate=3e-3, progress=kill)
-    assert list((tmp_path / "b").glob("prune-*.safetensors"))
-    again = _run(tmp_path / "b", keep="40%", epochs=4, compensate=False, rate=3e-3)
+        _run(tmp_path / "b", progress=kill, **options)
+    assert len(list((tmp_path / "b").glob("prune-*.safetensors"))) == 2
+    again = _run(tmp_path / "b", **options)
     assert again.history == whole.history
-    assert not list((tmp_path / "b").glob("prune-?????*.safetensors.part"))
+    left = {path.name for path in (tmp_path / "b").glob("prune-*.safetensors")}
+    assert left == {"prune-scores.safetensors"}
 
 
 def test_the_model_is_left_as_it_is(tmp_path: Path):
@@ -137,6 +139,16 @@ def test_the_model_is_left_as_it_is(tmp_path: Path):
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, options: dict, says: str):
     with pytest.raises(BitwrightError, match=says):
         _run(tmp_path, **options)
+
+
+def test_one_plan_of_removed_implanted_and_quantized_channels(tmp_path: Path):
+    """At one bit a weight, some channels are worth less than others' second bit."""
+    settings = PruneSettings(keep="auto", calibration_rows=60)
+    task = tiny.task()
+    found = run_prune(task, settings, tmp_path, budget="1.5bit")
+    assert found.after.parameters <= found.before.parameters
+    with pytest.raises(BitwrightError, match="give --budget"):
+        run_prune(task, settings, tmp_path / "b")
 
 
 def test_keep_is_read_as_written():

@@ -111,6 +111,19 @@ def test_floors_hold_and_too_small_a_bound_names_the_least():
         select(sizes, scores, 100, floor=2)
 
 
+def test_what_stays_is_a_multiple():
+    _, sizes, scores = _problem()
+    bound = 0.7 * sizes.whole["parameters"]
+    found, _ = select(sizes, scores, bound, multiple=4).counts()
+    stay = {n: len(v) - found.get(n, 0) for n, v in scores.items()}
+    assert all(stay[n] % 4 == 0 or stay[n] == len(v) for n, v in scores.items() if len(v) > 4)
+    assert sizes.of(found).parameters <= bound
+    free, _ = select(sizes, scores, bound).counts()
+    assert any((len(v) - free.get(n, 0)) % 4 for n, v in scores.items())
+    with pytest.raises(BitwrightError, match="multiples of 1 or more"):
+        select(sizes, scores, bound, multiple=0)
+
+
 def test_the_most_sensitive_of_those_taken_get_implants():
     model, sizes, scores = _problem()
     groups = [g for g in sizes.groups.values() if implantable(model, g)]

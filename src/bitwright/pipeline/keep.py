@@ -18,6 +18,8 @@ from bitwright.pipeline.budget import parse_budget, parse_latency
 from bitwright.prune import SCORES, UNITS, Selection, Size
 from bitwright.train import augment
 
+#: the plan decides, with the bits
+AUTO = "auto"
 #: halvings of the share of multiply-accumulates that a latency is looked for in
 _HALVINGS = 5
 
@@ -27,10 +29,12 @@ class PruneSettings:
     """Options of pruning.
 
     Attributes:
-        keep: `40%` of what `of` says; or `180KB`, or `3ms` of the float ONNX file here.
+        keep: `40%` of what `of` says; or `180KB`, or `3ms` of the float ONNX file here; or `auto`:
+            what the budget of a compression to follow makes best.
         of: `parameters`, `macs`, `bytes` (as float32, buffers counted) or `latency`.
         score: one of :data:`bitwright.prune.SCORES`.
         floor: share of each group's units that stays.
+        multiple: of what stays of larger groups; 16 where the runtime is to be faster.
         implant: share of the units taken, the most sensitive, that get implants.
         rank: of implants: that many of the k×k filters a layer; 0 for a 1×1 convolution.
         compensate: whether layers are refitted to what they still read.
@@ -44,6 +48,7 @@ class PruneSettings:
     of: str = "parameters"
     score: str = "removal"
     floor: float = 0.05
+    multiple: int = 1
     implant: float = 0.0
     rank: int = 0
     compensate: bool = True
@@ -63,7 +68,8 @@ def check_prune_settings(s: PruneSettings) -> PruneSettings:
     Raises:
         BitwrightError: names the option and what it may be.
     """
-    parse_keep(s.keep, s.of)
+    if s.keep != AUTO:
+        parse_keep(s.keep, s.of)
     if s.score not in SCORES:
         raise BitwrightError(f"score {s.score!r} is unknown; use {' or '.join(SCORES)}")
     for name, low, high in (("floor", 0.0, 1.0), ("implant", 0.0, 0.99)):
@@ -74,7 +80,13 @@ def check_prune_settings(s: PruneSettings) -> PruneSettings:
             or not low <= value <= high
         ):
             raise BitwrightError(f"--{name} must be {low:g} to {high:g}, not {value!r}")
-    for name, least in (("rank", 0), ("epochs", 0), ("seed", 0), ("calibration_rows", 2)):
+    for name, least in (
+        ("rank", 0),
+        ("epochs", 0),
+        ("seed", 0),
+        ("calibration_rows", 2),
+        ("multiple", 1),
+    ):
         value = getattr(s, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             option = name.replace("_", "-")

@@ -28,7 +28,14 @@ from bitwright.network.capture import capture
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.compress import Result, finish
 from bitwright.pipeline.judge import Judgement, answers_of, judge
-from bitwright.pipeline.keep import PruneSettings, bound_of, check_prune_settings, within_latency
+from bitwright.pipeline.keep import (
+    AUTO,
+    PruneSettings,
+    bound_of,
+    check_prune_settings,
+    within_latency,
+)
+from bitwright.pipeline.mixed import mixed_selection
 from bitwright.pipeline.run import Progress, Run, _silent, _with_test_rows
 from bitwright.pipeline.settings import Settings
 from bitwright.pipeline.store import Store, write_text
@@ -58,7 +65,7 @@ from bitwright.train import Recipe, augment, finetune_float
 #: bump when a stage computes something else from the same inputs
 _VERSION = 1
 #: rows that scores look at, and rows that compensation is fitted on
-SCORE_ROWS, FIT_ROWS = 512, 512
+SCORE_ROWS, FIT_ROWS = 1024, 512
 
 
 @dataclass(frozen=True)
@@ -115,9 +122,9 @@ def prune(
         keep: of the parameters, `40%`; or of what `of` says.
         out: folder for the files; finished stages in it are reused.
         progress: called with a stage's name and the finished fraction.
-        **options: fields of :class:`bitwright.pipeline.PruneSettings`: of, score, floor, implant,
-            rank, compensate, skip, epochs, augment, temperature, rate, seed, calibration_rows,
-            device.
+        **options: fields of :class:`bitwright.pipeline.PruneSettings`: of, score, floor, multiple,
+            implant, rank, compensate, skip, epochs, augment, temperature, rate, seed,
+            calibration_rows, device.
 
     Raises:
         BitwrightError: the input is wrong, or channels of a layer cannot be cut; one line says
@@ -132,10 +139,16 @@ def prune(
 
 
 def run_prune(
-    task: Task, settings: PruneSettings, folder: Path, progress: Progress = _silent
+    task: Task,
+    settings: PruneSettings,
+    folder: Path,
+    progress: Progress = _silent,
+    budget: str | None = None,
 ) -> Pruned:
-    """:func:`prune` for a task that is checked."""
+    """:func:`prune` for a task that is checked; `budget` is that of the compression to follow."""
     task = _with_test_rows(task)
+    if settings.keep == AUTO and budget is None:
+        raise BitwrightError("--keep auto weighs removal against bits; give --budget as well")
     generator = torch.Generator().manual_seed(settings.seed)
     drawn = torch.randperm(len(task.calibration), generator=generator)
     x = task.calibration[drawn[: settings.calibration_rows]]
@@ -148,8 +161,19 @@ def run_prune(
     base = make_key(_VERSION, fingerprint(task), task.divergence, task.class_axis,
                     *(getattr(settings, name) for name in known))  # fmt: skip
     scores = _scores(task, settings, coupling, x, store, base, progress)
-    selection = _selected(task, settings, coupling, sizes, scores, x)
-    key = make_key("cut", base, *(str(getattr(settings, f.name)) for f in fields(settings)))
+    if settings.keep == AUTO:
+        assert budget is not None
+        selection = mixed_selection(
+            task, settings, coupling, sizes, scores, x, budget, folder, progress
+        )
+    else:
+        selection = _selected(task, settings, coupling, sizes, scores, x)
+    key = make_key(
+        "cut",
+        base,
+        str(budget if settings.keep == AUTO else None),
+        *(str(getattr(settings, f.name)) for f in fields(settings)),
+    )
     path = store.path("pruned.safetensors")
     history_path = store.path("finetune-pruned.json")
     if not store.done("cut", key, path.name):
@@ -212,6 +236,7 @@ def _selected(
     can = [g.name for g in coupling.groups if implantable(task.model, g)]
     options: dict[str, Any] = {
         "floor": settings.floor,
+        "multiple": settings.multiple,
         "implant": settings.implant,
         "rank": settings.rank,
         "implantable": can,

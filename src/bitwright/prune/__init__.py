@@ -6,6 +6,7 @@ from bitwright.prune.files import load, read_edit, save
 from bitwright.prune.gates import removal
 from bitwright.prune.graph import Coupling, Group, Member, coupled
 from bitwright.prune.implant import Implanted, implantable
+from bitwright.prune.mixed import Rows, mixed
 from bitwright.prune.scores import SCORES, scores
 from bitwright.prune.select import Selection, select
 from bitwright.prune.sizes import UNITS, Size, Sizes
@@ -19,6 +20,7 @@ __all__ = [
     "Group",
     "Implanted",
     "Member",
+    "Rows",
     "Selection",
     "Size",
     "Sizes",
@@ -27,6 +29,7 @@ __all__ = [
     "implantable",
     "load",
     "masked",
+    "mixed",
     "pruned",
     "read_edit",
     "removal",

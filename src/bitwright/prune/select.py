@@ -45,6 +45,7 @@ def select(
     implant: float = 0.0,
     rank: int = 0,
     implantable: Collection[str] = (),
+    multiple: int = 1,
 ) -> Selection:
     """Units to take until the model's size is within the bound.
 
@@ -54,6 +55,8 @@ def select(
         floor: share of a group's units that are not removed, one at least.
         implant: share of the units taken, the most sensitive, that get implants of `rank`.
         implantable: names of the groups whose units can.
+        multiple: of what stays in groups of more units than that: runtimes compute channels in
+            blocks, and part of one takes the time of a whole (16 with AVX-512, 8 with AVX2).
 
     Raises:
         BitwrightError: even the floors are above the bound; the least that can be had is named.
@@ -63,8 +66,10 @@ def select(
     if not 0 <= implant < 1:
         raise BitwrightError(f"the share of implants must be 0 or more and below 1, not {implant}")
     queues = {name: np.argsort(values, kind="stable") for name, values in scores.items()}
-    least = {name: max(1, math.ceil(floor * len(q))) for name, q in queues.items()}
-    most = {name: max(0, len(q) - least[name]) for name, q in queues.items()}
+    if multiple < 1:
+        raise BitwrightError(f"channels stay in multiples of 1 or more, not {multiple}")
+    blocks = {name: multiple if len(q) > multiple else 1 for name, q in queues.items()}
+    most = {name: _removable(len(q), floor, blocks[name]) for name, q in queues.items()}
     smallest = sizes.of(most)[unit]
     if smallest > bound:
         raise BitwrightError(
@@ -78,19 +83,31 @@ def select(
         found = _split(taken, implant, implantable)
         if sizes.of(*found.counts(), rank)[unit] <= bound:
             return found
-        best, value = "", math.inf
+        best, value, units = "", math.inf, np.zeros(0, dtype=np.int64)
         for name, queue in queues.items():
             if gone[name] >= most[name]:
                 continue
-            gain = sizes.saved(gone, name, unit)
-            ratio = float(scores[name][queue[gone[name]]]) / max(gain, 1e-12)
+            some = queue[gone[name] : gone[name] + _next(len(queue), gone[name], blocks[name])]
+            gain = sizes.saved(gone, name, unit) * len(some)
+            ratio = float(scores[name][some].sum()) / max(gain, 1e-12)
             if not best or ratio < value:
-                best, value = name, ratio
+                best, value, units = name, ratio, some
         if not best:
             implant = implant / 2 if implant > 0.01 else 0.0  # fewer implants, more removed
             continue
-        taken.append((best, int(queues[best][gone[best]])))
-        gone[best] += 1
+        taken += [(best, int(each)) for each in units]
+        gone[best] += len(units)
+
+
+def _next(count: int, gone: int, block: int) -> int:
+    """How many units go at once, so that what stays is a multiple of the block."""
+    return (count - gone) % block or block
+
+
+def _removable(count: int, floor: float, block: int) -> int:
+    """How many units of a group may go at most."""
+    least = max(1, math.ceil(floor * count))
+    return max(0, count - math.ceil(least / block) * block)
 
 
 def _split(
