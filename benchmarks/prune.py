@@ -38,6 +38,8 @@ from bitwright.train import augment
 CACHE = Path(os.environ.get("BITWRIGHT_PRUNE_CACHE", tempfile.gettempdir()))
 #: methods that are fine-tuned, in the order in which they are measured
 TUNED = ("HAP", *PEERS, "HAP, implant", "HAP, implant from zero")
+#: seeds of fine-tunings; fewer, by the environment, where time is short: more can follow later
+SEEDS = int(os.environ.get("BITWRIGHT_PRUNE_SEEDS", "3"))
 #: rows that fine-tuning sees, in steps of 32
 TUNING_ROWS = 1000
 
@@ -216,7 +218,7 @@ PARTS = {
     "kl": kl,
     "latency": latency,
     "lenet": lambda rows, quick: _curves(rows, prune_networks.lenet(CACHE), quick),
-    "fashion": lambda rows, quick: _tuned(rows, fashion, 3, augment.parse("flip"), quick),
+    "fashion": lambda rows, quick: _tuned(rows, fashion, SEEDS, augment.parse("flip"), quick),
     "resnet20": lambda rows, quick: _tuned(rows, resnet20, 3, augment.parse("flip,crop4"), quick),
     "resnet44": lambda rows, quick: _tuned(rows, resnet44, 1, augment.parse("flip,crop4"), quick),
     "vgg": lambda rows, quick: _curves(rows, prune_networks.vgg(CACHE), quick),

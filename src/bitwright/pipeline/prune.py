@@ -168,12 +168,8 @@ def run_prune(
         )
     else:
         selection = _selected(task, settings, coupling, sizes, scores, x)
-    key = make_key(
-        "cut",
-        base,
-        str(budget if settings.keep == AUTO else None),
-        *(str(getattr(settings, f.name)) for f in fields(settings)),
-    )
+    asked = [str(getattr(settings, f.name)) for f in fields(settings)]
+    key = make_key("cut", base, str(budget if settings.keep == AUTO else None), *asked)
     path = store.path("pruned.safetensors")
     history_path = store.path("finetune-pruned.json")
     if not store.done("cut", key, path.name):
