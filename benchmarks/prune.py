@@ -219,7 +219,9 @@ PARTS = {
     "latency": latency,
     "lenet": lambda rows, quick: _curves(rows, prune_networks.lenet(CACHE), quick),
     "fashion": lambda rows, quick: _tuned(rows, fashion, SEEDS, augment.parse("flip"), quick),
-    "resnet20": lambda rows, quick: _tuned(rows, resnet20, 3, augment.parse("flip,crop4"), quick),
+    "resnet20": lambda rows, quick: _tuned(
+        rows, resnet20, SEEDS, augment.parse("flip,crop4"), quick
+    ),
     "resnet44": lambda rows, quick: _tuned(rows, resnet44, 1, augment.parse("flip,crop4"), quick),
     "vgg": lambda rows, quick: _curves(rows, prune_networks.vgg(CACHE), quick),
     "heads": prune_heads.heads,
