@@ -64,7 +64,9 @@ def test_the_public_names():
         "convert",
         "hessian_norm",
         "load",
+        "load_pruned",
         "prepare",
+        "prune",
         "saga",
         "traces",
     ]

@@ -5,7 +5,16 @@ from bitwright.curvature import Estimate, Sensitivity, traces
 from bitwright.data import Data
 from bitwright.deploy import IntegerNetwork, Verification
 from bitwright.errors import BitwrightError
-from bitwright.pipeline import Result, Settings, compress, convert, load, prepare
+from bitwright.pipeline import (
+    Result,
+    Settings,
+    compress,
+    convert,
+    load,
+    load_pruned,
+    prepare,
+    prune,
+)
 from bitwright.task import Task
 from bitwright.train import Trainable, hessian_norm, saga
 
@@ -29,7 +38,9 @@ __all__ = [
     "convert",
     "hessian_norm",
     "load",
+    "load_pruned",
     "prepare",
+    "prune",
     "saga",
     "traces",
 ]

@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -317,11 +317,8 @@ def _remember(path: Path, given: dict[str, Any]) -> None:
 
 def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     """Task, settings and the model's name from options."""
-    from bitwright.checkpoint import load_model
-    from bitwright.data import load_data
     from bitwright.pipeline.budget import parse_budget
     from bitwright.pipeline.settings import Settings, check_settings, read_overrides
-    from bitwright.task import assemble, load_task
 
     activations: float | str | None = None
     if given["activations"] == "auto":
@@ -368,18 +365,29 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             accumulator_mode=given["accumulator_mode"],
         )
     )
+    task, name = _task(given)
+    return task, settings, name
+
+
+def _task(given: dict[str, Any]) -> tuple[Any, str]:
+    """The task and the model's name from options."""
+    from bitwright.data import load_data
+    from bitwright.pipeline import load_network
+    from bitwright.task import assemble, load_task
+
     if given["task"] is not None:
         if given["model"] or given["data"]:
             raise BitwrightError("give --task, or --model and --data, not both")
-        return load_task(given["task"]), settings, given["task"]
+        return load_task(given["task"]), given["task"]
+    if given["model"] is None:
+        raise BitwrightError("give --model and --data, or --task")
     if given["data"] is None:
         raise BitwrightError("--data is missing: npz:PATH, folder:PATH, FILE.py:factory or demo")
     weights = Path(given["weights"]) if given["weights"] else None
-    model = load_model(given["model"], weights)
+    model = load_network(given["model"], weights)
     data = load_data(given["data"], seed=given["seed"])
     task = assemble(model, data, source=given["data"])
-    name = "embedded default" if given["model"] == "demo" else type(model).__name__
-    return task, settings, name
+    return task, "embedded default" if given["model"] == "demo" else type(model).__name__
 
 
 # ------------------------------------------------------------------------------- what stages print
@@ -389,6 +397,12 @@ def _compress(run: Any, console: Console, name: str) -> None:
     from bitwright.pipeline import finish
 
     result, summary = finish(run, name, _command())
+    _print_compressed(console, run.folder, result, summary, run.accumulators)
+
+
+def _print_compressed(
+    console: Console, folder: Path, result: Any, summary: Any, bounds: Sequence[str] = ()
+) -> None:
     _print_table(console, summary)
     sizes = result.sizes
     check = result.verification
@@ -398,16 +412,16 @@ def _compress(run: Any, console: Console, name: str) -> None:
         f"{check.convolutions} convolutions fused"
         + ("" if check.ok else f"; FAILED, first difference: {_first(check)}")
     )
-    _print_accumulators(run, console)
+    _print_lines(console, bounds)
     for file in ("model.safetensors", "model.onnx"):
-        console.print(f"{run.store.path(file)}  {sizes[file]:,} bytes", soft_wrap=True)
-    console.print(f"{run.store.path('report.html')}", soft_wrap=True)
+        console.print(f"{folder / file}  {sizes[file]:,} bytes", soft_wrap=True)
+    console.print(f"{folder / 'report.html'}", soft_wrap=True)
     if not check.ok:
         raise typer.Exit(1)
 
 
-def _print_accumulators(run: Any, console: Console) -> None:
-    for line in run.accumulators:
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -602,7 +616,7 @@ def _verify(run: Any, console: Console, name: str) -> None:
     )
     for d in check.differing:
         console.print(f"  {d}", soft_wrap=True, highlight=False, markup=False)
-    _print_accumulators(run, console)
+    _print_lines(console, run.accumulators)
     if not check.ok:
         raise typer.Exit(1)
 
@@ -659,6 +673,78 @@ def demo(
         "epochs": epochs, "seed": seed,
     }  # fmt: skip
     _perform(given, out, quiet, _compress)
+
+
+@app.command()
+def prune(
+    out: Out,
+    model: Model = None,
+    weights: Weights = None,
+    data: DataSpec = None,
+    task: TaskSpec = None,
+    keep: Annotated[
+        str, typer.Option(help="40% of --of; 180KB; 3ms here; auto: as --budget makes best.")
+    ] = "50%",
+    of: Annotated[
+        str, typer.Option(help="parameters, macs, bytes (float32) or latency (measured here).")
+    ] = "parameters",
+    score: Annotated[str, typer.Option(help="removal (use this) or trace (HAP's).")] = "removal",
+    floor: Annotated[float, typer.Option(help="Share of each layer's channels that stay.")] = 0.05,
+    multiple: Annotated[
+        int, typer.Option(help="Of what stays of larger layers; 16 for a faster file.")
+    ] = 1,
+    implant: Annotated[
+        float, typer.Option(help="Share of the channels taken that get low-rank implants.")
+    ] = 0.0,
+    rank: Annotated[int, typer.Option(help="Of implants; 0: a 1×1 convolution.")] = 0,
+    compensate: Annotated[
+        bool, typer.Option(help="Refit layers to the inputs that they still have.")
+    ] = True,
+    skip: Annotated[list[str] | None, typer.Option(help="Layer to leave whole.")] = None,
+    epochs: Epochs = 0,
+    augment: Augment = None,
+    temperature: Temperature = 4.0,
+    rate: Annotated[float, typer.Option(help="Of fine-tuning, relative to weights.")] = 1e-3,
+    seed: Seed = 0,
+    calibration_rows: Rows = 1024,
+    device: Device = "cpu",
+    budget: Annotated[
+        str | None, typer.Option(help="Quantize what is left as well: 3bit, 12.5%, 180KB.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Remove the channels, heads and widths whose removal loses least, then quantize if asked."""
+    from bitwright.pipeline import PruneSettings, prune_and_compress, run_prune
+    from bitwright.pipeline.keep import check_prune_settings
+
+    given = locals()
+    names = ("keep", "of", "score", "floor", "multiple", "implant", "rank", "compensate",
+             "epochs", "augment", "temperature", "rate", "seed", "calibration_rows",
+             "device")  # fmt: skip
+    settings = check_prune_settings(
+        PruneSettings(**{k: given[k] for k in names}, skip=tuple(skip or ()))
+    )
+    with _interruptible(), Bars(quiet) as bars, _without_logs():
+        whole, name = _task(given)
+        found = run_prune(whole, settings, out, bars.update, budget)
+        _print_pruned(bars.console, found, whole.metric_name)
+        if budget is not None:
+            result, summary = prune_and_compress(
+                whole, found, budget, out, name, _command(), bars.update
+            )
+            _print_compressed(bars.console, out, result, summary)
+
+
+def _print_pruned(console: Console, found: Any, metric: str) -> None:
+    before, after = found.before, found.after
+    for unit in ("parameters", "macs", "bytes"):
+        share = after[unit] / max(before[unit], 1)
+        console.print(f"{unit}: {before[unit]:,.0f} -> {after[unit]:,.0f} ({share:.1%})")
+    judged = found.judgement
+    told = "" if judged.metric is None else f", {metric} {judged.metric:.4f}"
+    console.print(f"KL to the original {judged.kl:.4f} ± {judged.kl_stderr:.4f}{told}")
+    for file in ("pruned.safetensors", "pruned.onnx", "prune.json", "pruning.html"):
+        console.print(str(found.folder / file), soft_wrap=True)
 
 
 @app.command()

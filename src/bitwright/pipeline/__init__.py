@@ -1,7 +1,16 @@
 """The main job: all stages, in order, resumable."""
 
 from bitwright.pipeline.compress import Result, compress, finish, load
+from bitwright.pipeline.keep import PruneSettings
 from bitwright.pipeline.methods import METHODS
+from bitwright.pipeline.prune import (
+    Pruned,
+    load_network,
+    load_pruned,
+    prune,
+    prune_and_compress,
+    run_prune,
+)
 from bitwright.pipeline.run import STAGES, Run
 from bitwright.pipeline.settings import Settings
 from bitwright.pipeline.training import convert, prepare
@@ -9,6 +18,8 @@ from bitwright.pipeline.training import convert, prepare
 __all__ = [
     "METHODS",
     "STAGES",
+    "PruneSettings",
+    "Pruned",
     "Result",
     "Run",
     "Settings",
@@ -16,5 +27,10 @@ __all__ = [
     "convert",
     "finish",
     "load",
+    "load_network",
+    "load_pruned",
     "prepare",
+    "prune",
+    "prune_and_compress",
+    "run_prune",
 ]

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from bitwright.allocate import Plan
 from bitwright.curvature import Sensitivity
-from bitwright.data import Data, checked
-from bitwright.data import _gather as gather
-from bitwright.data import _seeded as seeded
 from bitwright.deploy import IntegerNetwork, Verification, artefact
 from bitwright.errors import BitwrightError
 from bitwright.pipeline.budget import parse_budget
@@ -24,9 +19,10 @@ from bitwright.pipeline.run import Progress, Run, _silent
 from bitwright.pipeline.settings import Settings
 from bitwright.pipeline.store import write_text
 from bitwright.pipeline.summarize import summarize
+from bitwright.pipeline.tasks import task_of
 from bitwright.report import page
 from bitwright.report.summary import MethodRow, Summary, to_json
-from bitwright.task import Task, assemble
+from bitwright.task import Task
 
 
 @dataclass(frozen=True)
@@ -108,14 +104,7 @@ def compress(
     Raises:
         BitwrightError: the input is wrong; one line says what, where, and what to do.
     """
-    if isinstance(model, Task):
-        task = model
-    else:
-        if calibration is None:
-            raise BitwrightError("compress needs calibration rows beside the model")
-        x, y = _rows(calibration, options.get("seed", 0))
-        test_x, test_y = test if isinstance(test, tuple) else (test, None)
-        task = assemble(model, checked(Data(x, y, test_x, test_y), "calibration"))
+    task = task_of(model, calibration, test, options.get("seed", 0), "compress")
     if budget is None and options.get("max_kl") is None and options.get("max_drop") is None:
         budget = "3bit"
     parsed = None if budget is None else parse_budget(budget)
@@ -125,14 +114,6 @@ def compress(
         raise BitwrightError(f"compress: {error}; see bitwright.Settings") from error
     run = Run(task, settings, Path(out), progress)
     return finish(run, type(task.model).__name__, f"bitwright.compress(…, budget={budget!r})")[0]
-
-
-def _rows(calibration: Tensor | Iterable[Any], seed: object) -> tuple[Tensor, Tensor | None]:
-    """Rows and labels; a shuffling loader shuffles by `seed` and leaves the generators alone."""
-    if isinstance(calibration, Tensor | np.ndarray):
-        return torch.as_tensor(calibration), None
-    with seeded(seed if isinstance(seed, int) else 0):
-        return gather(calibration, "calibration", None)
 
 
 def load(folder: str | Path) -> IntegerNetwork:

@@ -1,6 +1,8 @@
-"""Training: what fine-tunes a quantized network, penalties on the input Hessian, convex heads."""
+"""Training: fine-tuning, distillation, penalties on the input Hessian, convex heads."""
 
-from bitwright.train.finetune import Recipe, divergence, finetune
+from bitwright.train.distil import Recipe, divergence
+from bitwright.train.finetune import finetune
+from bitwright.train.finetune_float import finetune_float
 from bitwright.train.head import Refit, head_of, refit_head
 from bitwright.train.input_hessian import (
     Directions,
@@ -21,6 +23,7 @@ __all__ = [
     "Trainable",
     "divergence",
     "finetune",
+    "finetune_float",
     "frobenius_squared",
     "gradient_norm",
     "hawq_order",

@@ -1,0 +1,1 @@
+"""So that `prune` is this package, not the benchmark of that name."""
