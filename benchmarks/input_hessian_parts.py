@@ -154,8 +154,8 @@ def frontier(data: str) -> Callable[[Rows, bool], None]:
                     ])  # fmt: skip
                 clean, *robust = np.mean(points, 0).tolist()
                 curves.setdefault(method, []).append((clean, *robust))
-                out.add(f"{data}, {form} {strength}: clean accuracy", clean,
-                        **dict(zip(map(str, places[data]), robust, strict=True)))  # fmt: skip
+                named = {f"{n} {r}": v for (n, r), v in zip(places[data], robust, strict=True)}
+                out.add(f"{data}, {form} {strength}: clean accuracy", clean, **named)
         for k, place in enumerate(places[data], 1):
             _above(out, f"{data}, {place[0]} {place[1]}", curves, k)
 
