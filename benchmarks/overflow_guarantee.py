@@ -157,7 +157,7 @@ def figure(rows: harness.Rows, quick: bool) -> None:
         for row in kept["rows"] if part.startswith("curve") else ():
             found.setdefault(row["activations"], []).append((row["accumulator"], row["value"]))
     if not quick:
-        FIGURE.write_text(_drawn(found))
+        FIGURE.write_text(_drawn(dict(sorted(found.items()))))  # digits stand before letters
     chosen, others = found.pop("by curvature", []), found.values()
     least = {w: min(dict(line).get(w, 9.0) for line in others) for w, _ in chosen}
     rows.add(
