@@ -33,7 +33,7 @@ def heads(rows: Rows, quick: bool) -> None:
     from minilm import Ids, sentences
 
     model = Ids(cache / WEIGHTS).eval()
-    train, _ = sentences("train")
+    train, train_labels = sentences("train")
     test, labels = sentences("dev")
     test, labels = (test[:256], labels[:256]) if quick else (test, labels)
     coupling = coupled(model, train[:2])
@@ -52,10 +52,11 @@ def heads(rows: Rows, quick: bool) -> None:
     for draw in range(2 if quick else DRAWS):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(draw))
         x = train[order[: 64 if quick else ROWS]]
-        y = sentences("train")[1][order[: len(x)]]
+        y = train_labels[order[: len(x)]]
+        removal = scores(model, attention.groups, x)
         for name, score in (
-            ("removal, refitted", scores(model, attention.groups, x)),
-            ("removal", scores(model, attention.groups, x)),
+            ("removal, refitted", removal),
+            ("removal", removal),
             ("gradient", _gradients(model, attention, x, y)),
         ):
             chosen = select(sizes, score, bound)

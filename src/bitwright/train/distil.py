@@ -129,7 +129,7 @@ def distil(
     schedule = LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * k / total)))
     generator = torch.Generator().manual_seed(r.seed)
     training = student.module, optimizer, schedule, generator
-    history = [_value(target, (first or student.answers)(judge), r)]
+    history = [loss_of(target, (first or student.answers)(judge), r)]
     best: dict[str, Tensor] = {}
     if checkpoint is not None and checkpoint.exists():
         history, best = resume.load(checkpoint, training)
@@ -151,7 +151,7 @@ def distil(
             schedule.step()
             if progress:
                 progress((epoch * steps + step + 1) / total)
-        history.append(_value(target, student.answers(judge), r))
+        history.append(loss_of(target, student.answers(judge), r))
         if history[-1] < min(history[:-1]):
             best = {k: v.detach().cpu().clone() for k, v in student.module.state_dict().items()}
         if checkpoint is not None:
@@ -159,8 +159,8 @@ def distil(
     return best, history
 
 
-def _value(target: Tensor, found: Tensor, r: Recipe) -> float:
-    """The loss of some answers."""
+def loss_of(target: Tensor, found: Tensor, r: Recipe) -> float:
+    """The loss of some answers, [n, ...] beside the teacher's."""
     values = per_sample(target / r.soft, found / r.soft, r.kind, r.class_axis)
     return r.soft**2 * float(values.mean())
 
