@@ -52,6 +52,7 @@ CALLS: dict[str, tuple[list[Any], tuple[int, ...]]] = {
     "aten.squeeze.dims": ([IT, [1, 2]], ROW),
     "aten.unsqueeze.default": ([IT, 1], ROW),
     "aten.expand.default": ([IT, [-1, 4, 6, 6]], ROW),
+    "aten.expand_as.default": ([IT, IT], ROW),
     "aten.contiguous.default": ([IT], ROW),
     "aten.clone.default": ([IT], ROW),
     "aten.select.int": ([IT, 1, 0], ROW),
@@ -127,6 +128,10 @@ CHAINS: dict[str, tuple[list[list[Any]], tuple[int, ...]]] = {
     ),
     "aten.where.self": (
         [[0, "aten.eq.Scalar", [IT, 0]], [0, "aten.where.self", [IT, {"n": -2}, {"n": -2}]]], ROW,
+    ),
+    "aten.embedding.default": (
+        [[0, "aten.to.dtype", [IT, {"d": "int64"}]],
+         [0, "aten.embedding.default", [p("w"), IT, 0]]], ROW,
     ),
     "py.getitem": (
         [[0, "aten.chunk.default", [IT, 2, 1]], [0, "py.getitem", [IT, 1]]], ROW,

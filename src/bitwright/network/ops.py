@@ -164,6 +164,7 @@ ELEMENTWISE = {
     aten.logical_not.default,
     aten.zeros_like.default,
     aten.ones_like.default,
+    aten.expand_as.default,
     aten.to.dtype,
     aten.sym_size.int,
 }
