@@ -724,7 +724,7 @@ def prune(
     settings = check_prune_settings(
         PruneSettings(**{k: given[k] for k in names}, skip=tuple(skip or ()))
     )
-    with _interruptible(), Bars(quiet) as bars, _without_logs():
+    with _interruptible(), Bars(quiet) as bars:
         whole, name = _task(given)
         found = run_prune(whole, settings, out, bars.update, budget)
         _print_pruned(bars.console, found, whole.metric_name)

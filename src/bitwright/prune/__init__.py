@@ -4,7 +4,8 @@ from bitwright.prune.compensate import compensated
 from bitwright.prune.edit import Cut, Edit, masked, pruned, spatial, to_json
 from bitwright.prune.files import load, read_edit, save
 from bitwright.prune.gates import removal
-from bitwright.prune.graph import Coupling, Group, Member, coupled
+from bitwright.prune.graph import coupled
+from bitwright.prune.groups import Coupling, Group, Member
 from bitwright.prune.implant import Implanted, implantable
 from bitwright.prune.mixed import Rows, mixed
 from bitwright.prune.scores import SCORES, scores

@@ -24,7 +24,7 @@ from bitwright.curvature.losses import OutputHessian, flatten, output_hessian
 from bitwright.curvature.subjects import Pass, Subject
 from bitwright.errors import BitwrightError
 from bitwright.network import join
-from bitwright.prune.graph import Group
+from bitwright.prune.groups import Group
 
 
 def removal(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,119 +20,13 @@ from torch import Tensor, nn
 from bitwright.checkpoint import said
 from bitwright.errors import BitwrightError
 from bitwright.network import join
-from bitwright.prune.edit import (
-    MATRICES,
-    VECTORS,
-    Cut,
-    Edit,
-    depthwise,
-    masked,
-    merged,
-    pruned,
-    spatial,
-)
+from bitwright.prune.edit import MATRICES, VECTORS, depthwise, spatial
+from bitwright.prune.groups import Coupling, Group, Member
+from bitwright.prune.trial import tried
 
 #: attributes that count the heads of an attention, and those that hold their width together
 _COUNTS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head", "nhead")
 _WIDTHS = ("all_head_size", "inner_dim")
-#: relative difference of a trial from zeros in the same places, in float64 and in float32
-_EQUAL, _EQUAL_SINGLE = 1e-9, 1e-4
-
-
-@dataclass(frozen=True)
-class Member:
-    """A module's part in a group.
-
-    Attributes:
-        path: of the module.
-        out: whether its output channels, or its input channels.
-        channels: of each unit, which channels of the module.
-    """
-
-    path: str
-    out: bool
-    channels: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that are removed together, unit by unit.
-
-    Attributes:
-        name: path of the first layer that makes them.
-        kind: `channels`, or `heads` of an attention.
-        members: every module with a part.
-        counts: (path, attribute, now) of numbers that a forward reads, proportional to the units.
-    """
-
-    name: str
-    kind: str
-    members: tuple[Member, ...]
-    counts: tuple[tuple[str, str, int], ...] = ()
-
-    @property
-    def units(self) -> int:
-        """What can be removed by itself."""
-        return len(self.members[0].channels)
-
-    @property
-    def consumers(self) -> tuple[Member, ...]:
-        """Members that read the channels."""
-        return tuple(m for m in self.members if not m.out)
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """What of a model can be removed.
-
-    Attributes:
-        groups: in the order of the forward pass.
-        whole: layer path -> why its channels stay.
-        filters: paths of the convolutions whose k×k filters an implant can replace.
-    """
-
-    groups: tuple[Group, ...]
-    whole: Mapping[str, str]
-    filters: frozenset[str] = frozenset()
-
-    def edit(
-        self,
-        removed: Mapping[str, Iterable[int]],
-        implanted: Mapping[str, Iterable[int]] | None = None,
-        *,
-        rank: int = 0,
-    ) -> Edit:
-        """The edit that takes units out and gives others implants: group name -> units.
-
-        `rank` is that of the implants.
-        """
-        cuts: list[Cut] = []
-        attributes: list[tuple[str, str, int]] = []
-        orders: list[Cut] = []
-        implants: list[tuple[str, int, int]] = []
-        for group in self.groups:
-            units = sorted(set(removed.get(group.name, ())))
-            last = sorted(set((implanted or {}).get(group.name, ())))
-            if last:
-                stay = [u for u in range(group.units) if u not in units and u not in last] + last
-                for m in group.members:
-                    orders.append(_order(m, stay))
-                    if m.out and m.path in self.filters:
-                        implants.append((m.path, len(last), rank))
-            if not units:
-                continue
-            for m in group.members:
-                cuts.append(Cut(m.path, m.out, tuple(c for u in units for c in m.channels[u])))
-            left = group.units - len(units)
-            attributes += [(path, name, n * left // group.units) for path, name, n in group.counts]
-        return Edit(merged(cuts), tuple(attributes), (), tuple(orders), tuple(implants))
-
-
-def _order(member: Member, units: Sequence[int]) -> Cut:
-    """Places, among the channels that stay, of the units in a new order."""
-    stays = sorted(c for u in units for c in member.channels[u])
-    place = {c: i for i, c in enumerate(stays)}
-    return Cut(member.path, member.out, tuple(place[c] for u in units for c in member.channels[u]))
 
 
 def coupled(model: nn.Module, x: Tensor, skip: Sequence[str] = ()) -> Coupling:
@@ -157,7 +51,7 @@ def coupled(model: nn.Module, x: Tensor, skip: Sequence[str] = ()) -> Coupling:
             whole[group.name] = "left whole as asked"
         else:
             groups.append(group)
-    groups, ends = _tried(model, x[:2], groups)
+    groups, ends = tried(model, x[:2], groups)
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     groups.sort(key=lambda g: order[g.name])
     if not groups:
@@ -293,65 +187,3 @@ def _joined(group: Group, size: int) -> tuple[Member, ...]:
         )
         for m in group.members
     )
-
-
-def _tried(
-    model: nn.Module, x: Tensor, groups: Sequence[Group]
-) -> tuple[list[Group], dict[str, str]]:
-    """The groups that can be cut, after a trial; those that end in the output, with the reason."""
-    whole = {g.name: "it has a single channel" for g in groups if g.units < 2}
-    some = [g for g in groups if g.units > 1]
-    double, rows, limit = _doubled(model, x)
-    with torch.no_grad():
-        before = join(double(rows))
-    if some and _trial(double, rows, some, before.shape, limit) is None:
-        return some, whole
-    found, wrong = [], {}
-    for group in some:
-        why = _trial(double, rows, [group], before.shape, limit)
-        if why == "output":
-            whole[group.name] = "its channels are the model's output"
-        elif why is None:
-            found.append(group)
-        else:
-            wrong[group.name] = why
-    if wrong:
-        first, why = next(iter(wrong.items()))
-        more = f" (and {len(wrong) - 1} more: {', '.join(list(wrong)[1:4])})" * (len(wrong) > 1)
-        raise BitwrightError(
-            f"the channels of {first!r}{more} cannot be cut: {why}; leave them whole with "
-            f"{' '.join(f'--skip {name}' for name in wrong)}"
-        )
-    return found, whole
-
-
-def _doubled(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor, float]:
-    """The model in float64 with its rows, where it runs so."""
-    double = copy.deepcopy(model).cpu().eval().double()
-    rows = x.double() if x.is_floating_point() else x
-    try:
-        with torch.no_grad():
-            double(rows)
-    except Exception:  # it makes float32 tensors of its own
-        return copy.deepcopy(model).cpu().eval(), x, _EQUAL_SINGLE
-    return double, rows, _EQUAL
-
-
-def _trial(
-    model: nn.Module, x: Tensor, groups: Sequence[Group], shape: torch.Size, limit: float
-) -> str | None:
-    """Cut every other unit of the groups: None if that equals zeros there, else what is wrong."""
-    coupling = Coupling(tuple(groups), {})
-    edit = coupling.edit({g.name: range(0, g.units, 2) for g in groups})
-    try:
-        with torch.no_grad():
-            found = join(pruned(model, edit)(x))
-            wanted = join(masked(model, edit)(x))
-    except Exception as error:
-        return f"without some of them the forward pass fails ({said(error)})"
-    if found.shape != shape:
-        return "output"
-    apart = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
-    if not apart <= limit:
-        return f"the network without them differs from one with zeros in their place by {apart:.1g}"
-    return None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.prune.edit import point, spatial
-from bitwright.prune.graph import Group
+from bitwright.prune.groups import Group
 from bitwright.prune.least_squares import moments, solved
 
 #: what least squares is damped with, relative to the mean square of the inputs

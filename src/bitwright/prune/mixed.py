@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bitwright.allocate import Plan, Problem, knapsack
 from bitwright.prune.edit import MATRICES, spatial
-from bitwright.prune.graph import Coupling, Group
+from bitwright.prune.groups import Coupling, Group
 from bitwright.prune.implant import implantable
 from bitwright.prune.least_squares import columns, moments, solved
 from bitwright.prune.select import Selection

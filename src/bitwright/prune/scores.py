@@ -17,7 +17,7 @@ from bitwright.curvature import traces
 from bitwright.errors import BitwrightError
 from bitwright.prune.edit import MATRICES
 from bitwright.prune.gates import removal
-from bitwright.prune.graph import Group
+from bitwright.prune.groups import Group
 
 SCORES = ("removal", "trace")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import BitwrightError
 from bitwright.prune.edit import MATRICES, VECTORS, depthwise
-from bitwright.prune.graph import Group
+from bitwright.prune.groups import Group
 
 UNITS = ("parameters", "macs", "bytes")
 
