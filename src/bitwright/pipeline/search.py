@@ -186,6 +186,7 @@ class Workbench:
     rounding: str = "nearest"
     spare: bool = True
     sums: Sums | None = None
+    _predicted: Predicted | None = field(default=None, init=False)
     _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
@@ -218,13 +219,15 @@ class Workbench:
 
     def prediction(self) -> Predicted:
         """What every channel would lose at each width."""
-        if self.predicted is not None:
-            return self.predicted
+        found = self.predicted or self._predicted
+        if found is not None:
+            return found
         tables = self.tables
         if self.sums is not None and self.sums.guaranteed:
             tables = overflow.fitted_tables(self.network, tables, self.edges, self.sums.accumulator)
-        self.predicted = quantize.predict("trace", self.network, self.sensitivity, tables)
-        return self.predicted
+        found = quantize.predict("trace", self.network, self.sensitivity, tables)
+        self._predicted = found
+        return found
 
     def _activations(self) -> Problem:
         assert self.free is not None
