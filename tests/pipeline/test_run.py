@@ -177,11 +177,14 @@ def test_bytes_are_bytes_of_the_file(budget: str, method: str, start: Any):
     assert run.onnx.stat().st_size <= target
 
 
-def test_a_budget_in_bytes_is_used_up(tmp_path: Path):
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 3),
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 4),
-    ).eval()  # fmt: skip
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_budget_in_bytes_is_used_up(seed: int, tmp_path: Path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 3),
+            torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 4),
+        ).eval()  # fmt: skip
     made = Run(
         assemble(model, Data(tiny.rows(40))), Settings(budget=parse_budget("12KB")), tmp_path
     )

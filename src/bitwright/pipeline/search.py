@@ -447,7 +447,7 @@ def bits_for_bytes(bench: Workbench, method: str, target: int) -> int:
     """The largest weight budget, in bits, whose ONNX file fits `target` bytes.
 
     The file is written and measured: its size is the packed weights plus an overhead (graph,
-    scales, biases) that hardly depends on the plan, so a few corrections settle it.
+    scales, biases) that depends little on the plan, so a few corrections settle it.
 
     Raises:
         BitwrightError: even the smallest plan does not fit; the message gives the feasible range.
@@ -459,20 +459,20 @@ def bits_for_bytes(bench: Workbench, method: str, target: int) -> int:
     if bench.onnx_bytes(solve(bench, method, most)) <= target:
         return most
     smallest = bench.onnx_bytes(solve(bench, method, least))
-    budget, good = least + 8 * (target - smallest), least
-    for _ in range(6):
-        budget = min(max(budget, least), most)
-        plan = solve(bench, method, budget)
-        size = bench.onnx_bytes(plan)
-        if size <= target:
-            good = max(good, budget)
-            slack = target - size
-            if budget == most or slack < max(64, target // 500):
-                break
-            budget += 8 * slack
-        else:
+    budget, good, bad = least + 8 * (target - smallest), least, most
+    for _ in range(10):
+        if not good < budget < bad:  # the overhead jumps here: half way
+            budget = (good + bad) // 2
+        size = bench.onnx_bytes(solve(bench, method, budget))
+        if size > target:
+            bad = budget
             budget -= 8 * (size - target) + 64
-        if budget <= good:
+        else:
+            good = budget
+            if target - size < max(64, target // 500):
+                break
+            budget += 8 * (target - size)
+        if bad - good <= 64:
             break
     return good
 
