@@ -191,6 +191,7 @@ class Workbench:
     _target: Tensor | None = None
     _reward: Tensor | None = None
     _moments: dict[str, Moments] | None = None
+    _that_fit: dict[str, WeightTable] | None = None
 
     def problem(self, budget_bits: int) -> Problem:
         """One item a channel, behind them the activations where they are free."""
@@ -220,11 +221,17 @@ class Workbench:
         """What every channel would lose at each width."""
         if self.predicted is not None:
             return self.predicted
-        tables = self.tables
-        if self.sums is not None and self.sums.guaranteed:
-            tables = overflow.fitted_tables(self.network, tables, self.edges, self.sums.accumulator)
-        self.predicted = quantize.predict("trace", self.network, self.sensitivity, tables)
-        return self.predicted
+        return quantize.predict("trace", self.network, self.sensitivity, self._priced())
+
+    def _priced(self) -> dict[str, WeightTable]:
+        """The tables whose errors are priced: of grids that cannot overflow, where that is asked."""
+        if self.sums is None or not self.sums.guaranteed:
+            return self.tables
+        if self._that_fit is None:
+            self._that_fit = overflow.fitted_tables(
+                self.network, self.tables, self.edges, self.sums.accumulator
+            )
+        return self._that_fit
 
     def _activations(self) -> Problem:
         assert self.free is not None
