@@ -224,7 +224,7 @@ class Workbench:
         return quantize.predict("trace", self.network, self.sensitivity, self._priced())
 
     def _priced(self) -> dict[str, WeightTable]:
-        """The tables whose errors are priced: of grids that cannot overflow, where that is asked."""
+        """The tables whose errors are priced: of grids that cannot overflow, if that is asked."""
         if self.sums is None or not self.sums.guaranteed:
             return self.tables
         if self._that_fit is None:
