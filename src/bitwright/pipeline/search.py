@@ -186,12 +186,12 @@ class Workbench:
     rounding: str = "nearest"
     spare: bool = True
     sums: Sums | None = None
-    _predicted: Predicted | None = field(default=None, init=False)
     _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
     _reward: Tensor | None = None
     _moments: dict[str, Moments] | None = None
+    _that_fit: dict[str, WeightTable] | None = None
 
     def problem(self, budget_bits: int) -> Problem:
         """One item a channel, behind them the activations where they are free."""
@@ -219,15 +219,19 @@ class Workbench:
 
     def prediction(self) -> Predicted:
         """What every channel would lose at each width."""
-        found = self.predicted or self._predicted
-        if found is not None:
-            return found
-        tables = self.tables
-        if self.sums is not None and self.sums.guaranteed:
-            tables = overflow.fitted_tables(self.network, tables, self.edges, self.sums.accumulator)
-        found = quantize.predict("trace", self.network, self.sensitivity, tables)
-        self._predicted = found
-        return found
+        if self.predicted is not None:
+            return self.predicted
+        return quantize.predict("trace", self.network, self.sensitivity, self._priced())
+
+    def _priced(self) -> dict[str, WeightTable]:
+        """The tables whose errors are priced: of grids that cannot overflow, if that is asked."""
+        if self.sums is None or not self.sums.guaranteed:
+            return self.tables
+        if self._that_fit is None:
+            self._that_fit = overflow.fitted_tables(
+                self.network, self.tables, self.edges, self.sums.accumulator
+            )
+        return self._that_fit
 
     def _activations(self) -> Problem:
         assert self.free is not None
