@@ -48,9 +48,12 @@ def _minilm() -> nn.Module:
 
 
 def _sentences() -> dict[str, np.ndarray]:
+    """Token ids, padded to the longest of both splits: a captured network has one length."""
+    train, test = (language.sentences(*of)[0]["ids"].numpy() for of in (("train", 256), ("dev",)))
+    length = max(train.shape[1], test.shape[1])
     return {
-        "train_x": language.sentences("train", 256)[0]["ids"].numpy(),
-        "test_x": language.sentences("dev")[0]["ids"].numpy(),
+        f"{name}_x": np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
+        for name, ids in (("train", train), ("test", test))
     }
 
 
