@@ -15,6 +15,7 @@ import tempfile
 import time
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,11 @@ def attempt(target: Target, path: Path, resealed: bool) -> str:
     return "whole"
 
 
-def peak(target: Target, path: Path) -> int:
+def peak(read: Callable[[Path], object], path: Path) -> int:
     """Most bytes that Python and numpy held while the file was read."""
     tracemalloc.start()
     try:
-        target.read(path)
+        read(path)
     except BitwrightError:
         pass
     finally:
@@ -106,7 +107,7 @@ def batch(name: str, numbers: range, say: Any = None) -> dict[str, Any]:
         path = Path(folder) / f"honest{target.suffix}"
         path.write_bytes(target.honest)
         attempt(target, path, False)  # what is loaded once is nobody's memory
-        honest = peak(target, path)
+        honest = peak(target.read, path)
         path = Path(folder) / f"hostile{target.suffix}"
         for number in numbers:
             if say:
@@ -117,7 +118,7 @@ def batch(name: str, numbers: range, say: Any = None) -> dict[str, Any]:
             try:
                 outcomes[attempt(target, path, resealed)] += 1
                 if number % EVERY == 0:
-                    taken = peak(target, path)
+                    taken = peak(target.read, path)
                     share = (taken - _SLACK) / (
                         honest * max(1.0, len(content) / len(target.honest))
                     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -171,21 +170,11 @@ def test_a_bomb_takes_no_more_memory_than_honest_numbers(
     artefact.save(fuzz_bombs.wide(2**20), path, {})
     honest = path.read_bytes()
     artefact.load(path)
-    usual = _peak(path)
+    usual = deploy_fuzz.peak(artefact.load, path)
     path.write_bytes(fuzz_bombs.BOMBS[name][1](honest))
-    assert _peak(path) <= max(fuzz_bombs.MEMORY * usual, fuzz_bombs.ALWAYS)
-
-
-def _peak(path: Path) -> int:
-    tracemalloc.start()
-    try:
-        artefact.load(path)
-    except BitwrightError:
-        pass
-    finally:
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return found
+    assert deploy_fuzz.peak(artefact.load, path) <= max(
+        fuzz_bombs.MEMORY * usual, fuzz_bombs.ALWAYS
+    )
 
 
 @pytest.mark.parametrize("name", ["onnx of nodes", "onnx of tensors", "onnx of names"])

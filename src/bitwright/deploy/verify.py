@@ -9,7 +9,7 @@ to end, by integers of the reference alone.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,11 @@ def verify(
     Raises:
         BitwrightError: the file lacks an integer tensor that the network has, or has another shape.
     """
-    names = compared(quantized, path)
-    held = _held(path)
+    model = onnx.load(path, load_external_data=False)
+    held = {name for node in model.graph.node for name in node.output}
+    names = compared(quantized, path, held)
     tables = [name for name in lookups(quantized) if name in held]
-    live = runtime.session(with_outputs(path, names, tables), beside=path.parent)
+    live = runtime.session(with_outputs(model, names, tables), beside=path.parent)
     extra = [*(f"{n}.q" for n in names), *tables]
     outputs = [o.name for o in live.get_outputs()[: -len(extra) or None]]
     reference = IntegerNetwork(quantized)
@@ -145,8 +146,8 @@ def agree(a: Quantized, b: Quantized, x: Tensor, *, chunk: int = 64) -> tuple[Di
     return differences(a, total.tallies)
 
 
-def compared(quantized: Quantized, path: Path) -> list[str]:
-    """Edges that the file holds as integers, in the order of the graph.
+def compared(quantized: Quantized, path: Path, held: Collection[str]) -> list[str]:
+    """Edges that the file holds as integers, in the order of the graph; `held` are its values.
 
     A padding that only convolutions read is theirs in the file, and no tensor any more.
 
@@ -154,7 +155,6 @@ def compared(quantized: Quantized, path: Path) -> list[str]:
         BitwrightError: another one is missing.
     """
     network = quantized.network
-    held = _held(path)
     nodes = {n.name: n for n in network.module.graph.nodes}
     convolutions = {n for la in network.layers if la.kind in _CONVOLUTIONS for n in la.calls}
     stored = [e.name for e in network.edges if e.group in quantized.edges]
@@ -166,12 +166,6 @@ def compared(quantized: Quantized, path: Path) -> list[str]:
                 f"{path} does not hold the tensor {name!r} as integers: it is of another network"
             )
     return [name for name in stored if f"{name}.q" in held]
-
-
-def _held(path: Path) -> set[str]:
-    """Names of the values that a file computes."""
-    graph = onnx.load(path, load_external_data=False).graph
-    return {name for node in graph.node for name in node.output}
 
 
 def lookups(quantized: Quantized) -> list[str]:
@@ -278,12 +272,11 @@ def _stored(quantized: Quantized, calls: set[str], edges: list[str]) -> int:
     return count
 
 
-def with_outputs(path: Path, names: list[str], tables: Sequence[str] = ()) -> bytes:
+def with_outputs(model: onnx.ModelProto, names: Sequence[str], tables: Sequence[str]) -> bytes:
     """The model with the integers of these edges as outputs too; what is fused stays fused.
 
     Also what `tables`, the lookups, give.
     """
-    model = onnx.load(path, load_external_data=False)
     for name in names:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(f"{name}.q"))
         model.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.UINT8
