@@ -31,30 +31,13 @@ from bitwright.quantize import Quantized
 CALIBRATION = 32
 
 
-class Tokens(nn.Module):
-    """MiniLM with a head, of token ids alone: 0 is padding."""
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[n, tokens] -> [n, 2]."""
-        return self.inside(ids, (ids != 0).to(ids.dtype))
-
-
 def _minilm() -> nn.Module:
-    return Tokens(language.sst2()[0]).eval()
+    return language.sst2()[0]
 
 
 def _sentences() -> dict[str, np.ndarray]:
-    """Token ids, padded to the longest of both splits: a captured network has one length."""
-    train, test = (language.sentences(*of)[0]["ids"].numpy() for of in (("train", 256), ("dev",)))
-    length = max(train.shape[1], test.shape[1])
-    return {
-        f"{name}_x": np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
-        for name, ids in (("train", train), ("test", test))
-    }
+    train, test = language.alike(*(language.sentences(*of)[0] for of in (("train", 256), ("dev",))))
+    return {"train_x": train.numpy(), "test_x": test.numpy()}
 
 
 class Encoder(nn.Module):

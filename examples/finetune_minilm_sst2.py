@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from minilm import Ids, sentences
+import language
 
 BATCH = 32
 
@@ -61,14 +61,14 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    ids, labels = sentences("train")
-    dev, dev_labels = sentences("dev")
+    ids, labels = language.sentences("train", tokens=48)
+    dev, dev_labels = language.sentences("dev", tokens=48)
     torch.manual_seed(options.seed)
-    model = Ids()
+    model = language.pretrained()
     optimizer = torch.optim.AdamW(
         [
-            {"params": model.inner.head.parameters(), "lr": 2e-3},
-            {"params": [p for n, p in model.named_parameters() if ".head." not in n], "lr": 4e-5},
+            {"params": model.head.parameters(), "lr": 2e-3},
+            {"params": [p for n, p in model.named_parameters() if "head." not in n], "lr": 4e-5},
         ],
         weight_decay=0.01,
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import language
 import mcunet
 import networks
 import numpy as np
@@ -21,8 +22,11 @@ CALIBRATION = 1024
 #: rows made of each calibration image of ImageNet
 VIEWS = 4
 
-R20, MOBILE = "resnet20", "mobilenet_v2"
-TITLES = {R20: "ResNet-20", MOBILE: "MobileNetV2"}
+#: calibration sentences of SST-2
+SENTENCES = 256
+
+R20, MOBILE, MINILM = "resnet20", "mobilenet_v2", "minilm"
+TITLES = {R20: "ResNet-20", MOBILE: "MobileNetV2", MINILM: "MiniLM"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ def rows(network: str) -> dict[str, np.ndarray]:
     """What all parties calibrate on and are judged on.
 
     CIFAR-10: `CALIBRATION` training images drawn once, and the 517 test images. ImageNet: 250
-    images, each seen in `VIEWS` ways, and the other 250.
+    images, each seen in `VIEWS` ways, and the other 250. SST-2: `SENTENCES` training sentences, and
+    the dev sentences.
 
     Returns:
         `calibration`, `calibration_labels`, `judged`, `labels`.
@@ -48,6 +53,9 @@ def rows(network: str) -> dict[str, np.ndarray]:
         data = networks.cifar10()
         drawn = np.random.default_rng(0).permutation(len(data["train_x"]))[:CALIBRATION]
         chosen = np.sort(drawn)
+    elif network == MINILM:
+        data = language.sst2_rows(SENTENCES)
+        chosen = np.arange(SENTENCES)
     else:
         data = mcunet.imagenet() if network == "mcunet" else networks.imagenet(views=VIEWS)
         chosen = np.arange(len(data["train_x"]))
@@ -86,6 +94,8 @@ GPTQ = {"rounding": "gptq", "rows": 256}
 LEARNED = {"rounding": "learned", "rows": 256, "iterations": 500, "batch": 8, "rate": 0.01}
 #: the last layer of MobileNetV2 has a third of its weights, the depthwise ones 2 %
 NARROW = {**GPTQ, "backend": "layerwise", "last": None, "depthwise": 8}
+#: one width for all, the last layer and the embeddings among them
+UNIFORM = {"rounding": "gptq", "last": None, "scale": "mse"}
 WIDTHS = {"widths": [8, 6, 5, 4, 3, 2]}
 GRADIENT = {**WIDTHS, "epochs": 20, "rows": 512, "batch": 16}
 
@@ -103,6 +113,7 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(R20, W4A4, "brevitas", {**INPUTS, "act_scale": "mse"}),
     Contender(MOBILE, W4A8, "brevitas", NARROW),
     Contender(MOBILE, W4A8, "mct", WIDTHS),
+    Contender(MINILM, W3, "brevitas", UNIFORM),
 )
 TRIED: tuple[Contender, ...] = (
     Contender(R20, W4, "brevitas", {**NEAREST, "scale": "mse"}),

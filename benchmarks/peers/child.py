@@ -28,6 +28,7 @@ NETWORKS = {
     "resnet44": "networks",
     "mobilenet_v2": "networks",
     "mcunet": "mcunet",
+    "minilm": "language",
 }
 
 
@@ -37,10 +38,10 @@ class Request:
 
     Args:
         network: a name in `NETWORKS`.
-        weight_bits: mean over all weights of convolutions and linear layers; the budget.
+        weight_bits: mean over all weights of `layers`; the budget.
         activation_bits: None leaves activations in float.
         setting: the peer's own options.
-        calibration, judged: [n, 3, h, w], as the network takes them.
+        calibration, judged: [n, 3, h, w] or [n, tokens], as the network takes them.
     """
 
     network: str
@@ -76,8 +77,9 @@ def network(name: str) -> nn.Module:
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions and linear layers: those that all parties quantize."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    """Those that all parties quantize."""
+    kinds = (nn.Conv2d, nn.Linear, nn.Embedding)
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
 
 
 def size_bits(widths: Iterable[tuple[int, float]]) -> float:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import language
 import numpy as np
 from peers import environments
 
@@ -130,6 +131,8 @@ def key(peer: str, request: Mapping[str, Any], rows: str) -> str:
     """
     scripts = [code((HERE / f"{name}.py").read_text()) for name in (f"run_{peer}", "child")]
     known = [environments.ENVIRONMENTS[peer].key, *scripts, json.dumps(request, sort_keys=True)]
+    if request["network"] == "minilm":  # the only one whose weights are trained here
+        known.append(hashlib.sha256(language.weights().read_bytes()).hexdigest())
     text = "\n".join([*known, rows])
     return f"{peer}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

@@ -88,15 +88,32 @@ def traced(model: nn.Module) -> nn.Module:
     return found
 
 
+def embeddings(model: nn.Module) -> list[nn.Embedding]:
+    """Layers that Brevitas leaves in float."""
+    return [m for m in model.modules() if isinstance(m, nn.Embedding)]
+
+
+@torch.no_grad()
+def embed(model: nn.Module, bits: int) -> None:
+    """Each token's row to the nearest level of a grid from its least to its largest value."""
+    for layer in embeddings(model):
+        low, high = layer.weight.amin(1, keepdim=True), layer.weight.amax(1, keepdim=True)
+        step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+        layer.weight.copy_(low + step * ((layer.weight - low) / step).round())
+
+
 def quantized(model: nn.Module, request: child.Request, setting: dict[str, Any]) -> nn.Module:
     """The network with Brevitas' layers, before any calibration."""
-    model = preprocess_for_quantize(
-        traced(model),
-        trace_model=False,
-        equalize_iters=setting["equalize"],
-        relu6_to_relu=not setting["relu6"],
-    )
     body = round(request.weight_bits)
+    if embeddings(model):  # nothing to fold or to equalize
+        embed(model, body)
+    else:
+        model = preprocess_for_quantize(
+            traced(model),
+            trace_model=False,
+            equalize_iters=setting["equalize"],
+            relu6_to_relu=not setting["relu6"],
+        )
 
     @value
     def bits(module: nn.Module) -> int:
@@ -193,7 +210,7 @@ def quantize(model: nn.Module, request: child.Request) -> child.Quantized:
         (layer.weight.numel(), float(layer.weight_quant.bit_width()))
         for layer in made.modules()
         if isinstance(layer, QuantWeightBiasInputOutputLayer)
-    ]
+    ] + [(layer.weight.numel(), float(round(request.weight_bits))) for layer in embeddings(made)]
 
     def forward(batch: Tensor) -> Tensor:
         found = made(batch)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 import bitwright
+import pair
 from bitwright import curvature
 from bitwright.curvature import processes
 from bitwright.curvature.hessian import Hessian
@@ -64,8 +64,6 @@ def products(loss: Any, rows: slice) -> tuple[np.ndarray, np.ndarray]:
 
 
 def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     rows = slice(0, 3) if rank == 0 else slice(3, 11)
     for case, (loss, options) in CASES.items():
         model, x, y = made(case)
@@ -74,13 +72,12 @@ def worker(rank: int, folder: str) -> None:
         np.savez(f"{folder}/{case} {rank}.npz", flat(found), str(found.details))
     for case, loss in PRODUCTS.items():
         np.savez(f"{folder}/{case} {rank}.npz", *products(loss, rows))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(worker, (str(place),), nprocs=2)
+    pair.run(worker, str(place))
     return place
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -30,6 +29,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright
+import pair
 from bitwright.curvature import Sensitivity, hutchinson, shards, unsharded
 from bitwright.curvature.hessian import Hessian
 from bitwright.curvature.spectrum import top_eigenvalues
@@ -293,13 +293,10 @@ def wrong(rank: int) -> dict[str, np.ndarray]:
 
 
 def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     for name in WAYS:
         check(name, rank, folder)
     np.savez(f"{folder}/wrong {rank}.npz", **wrong(rank))
     Path(f"{folder}/refused {rank}.json").write_text(json.dumps(refusals(rank)))
-    dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------ one process
@@ -308,7 +305,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("shards")
-    torch.multiprocessing.spawn(worker, (str(place),), nprocs=2)
+    pair.run(worker, str(place))
     return place
 
 

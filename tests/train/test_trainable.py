@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright
+import pair
 from bitwright import train
 from bitwright.arith.grid import Grid
 from bitwright.errors import BitwrightError
@@ -187,10 +187,6 @@ def test_stopped_and_gone_on_is_the_same(folder: Path, tmp_path: Path):
 
 
 def _process(rank: int, folder: Path, place: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=2
-    )
     net = bitwright.prepare(folder, tiny.network())
     x = tiny.rows(80)[40 * rank : 40 * (rank + 1)]
     parallel = DistributedDataParallel(net)
@@ -199,11 +195,10 @@ def _process(rank: int, folder: Path, place: Path) -> None:
     train.divergence(target, parallel(x)).backward()
     if rank == 0:
         torch.save([p.grad for p in net.parameters()], place / "gradients.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_gradient_of_all_rows(folder: Path, tmp_path: Path):
-    spawn(_process, (folder, tmp_path), nprocs=2)
+    pair.run(_process, folder, tmp_path)
     net, x = bitwright.prepare(folder, tiny.network()), tiny.rows(80)
     with torch.no_grad():
         target = tiny.network()(x)
