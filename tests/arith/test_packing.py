@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.arith.packing import PLANES, pack, pack_plane, parts, unpack, unpack_plane
+from bitwright.arith.packing import (
+    PLANES,
+    codes_by_width,
+    pack,
+    pack_plane,
+    parts,
+    rows_by_width,
+    unpack,
+    unpack_plane,
+)
 
 counts = st.dictionaries(st.integers(1, 8), st.integers(0, 70), max_size=8)
 
@@ -74,3 +83,24 @@ def test_other_widths_do_not_fit_the_same_streams():
     with pytest.raises(ValueError):
         unpack(streams, {5: 40})
     assert not np.array_equal(unpack(streams, {1: 40, 2: 40})[2], np.full(40, 5))
+
+
+def test_codes_by_width_follow_their_rows():
+    widths = [np.array([3, 1, 3]), np.array([8, 1])]
+    codes = [
+        np.arange(6, dtype=np.uint8).reshape(3, 2),
+        10 + np.arange(6, dtype=np.uint8).reshape(2, 3),
+    ]
+    rows = rows_by_width(widths)
+    assert [(b, [(i, r.tolist()) for i, r in m]) for b, m in rows.items()] == [
+        (1, [(0, [1]), (1, [1])]),
+        (3, [(0, [0, 2])]),
+        (8, [(1, [0])]),
+    ]
+    found = codes_by_width(codes, rows)
+    assert {b: c.tolist() for b, c in found.items()} == {
+        1: [2, 3, 13, 14, 15],
+        3: [0, 1, 4, 5],
+        8: [10, 11, 12],
+    }
+    assert rows_by_width([]) == {}

@@ -13,8 +13,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from bitwright.arith.packing import codes_by_width, rows_by_width
 from bitwright.deploy import IntegerNetwork, artefact, onnx_file, runtime, verify
-from bitwright.deploy.banks import banks, codes_by_width, rows_by_width
+from bitwright.deploy.banks import banks
 from bitwright.deploy.integer import Stored
 from bitwright.deploy.verify import _same_class as same_class
 from bitwright.deploy.verify import lookups
@@ -207,8 +208,10 @@ def constants(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, np.ndarray
 def test_a_changed_weight_is_found_and_named(file: Callable[[str], tuple[Quantized, Path]]):
     quantized, path = file("fire")
     found_banks = banks(quantized)
-    codes = codes_by_width(found_banks)[8]
-    bank, rows = rows_by_width(found_banks)[8][0]  # the first 8-bit row
+    by_width = rows_by_width([bank.grid.bits.numpy() for bank in found_banks])
+    codes = codes_by_width([bank.codes for bank in found_banks], by_width)[8] ^ 0x80
+    index, rows = by_width[8][0]  # the first 8-bit row
+    bank = found_banks[index]
     ends = np.cumsum([la.rows for la in bank.layers])
     layer = bank.layers[int(np.searchsorted(ends, rows[0], side="right"))]
 

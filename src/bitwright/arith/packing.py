@@ -8,11 +8,41 @@ bit position p · (i div M), so that unpacking is a shift, a mask and a concaten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 PLANES = (4, 2, 1)
+
+
+def rows_by_width(widths: Sequence[np.ndarray]) -> dict[int, list[tuple[int, np.ndarray]]]:
+    """For each width in use, ascending: who has such rows, and their indexes.
+
+    Args:
+        widths: of each member's rows, integers [rows].
+    """
+    found: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for bits in np.unique(np.concatenate(widths)) if widths else ():
+        for member, own in enumerate(widths):
+            rows = np.flatnonzero(own == bits)
+            if rows.size:
+                found.setdefault(int(bits), []).append((member, rows))
+    return found
+
+
+def codes_by_width(
+    codes: Sequence[np.ndarray], rows: Mapping[int, Sequence[tuple[int, np.ndarray]]]
+) -> dict[int, np.ndarray]:
+    """All codes of each width, flat, in the order of :func:`rows_by_width`.
+
+    Args:
+        codes: of each member, uint8 [rows, fan_in].
+        rows: width -> (member, indexes).
+    """
+    return {
+        bits: np.concatenate([codes[member][own].ravel() for member, own in members])
+        for bits, members in rows.items()
+    }
 
 
 def parts(bits: int) -> tuple[tuple[int, int], ...]:

@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitwright.arith.grid import MAX_BITS, fits_container
-from bitwright.arith.packing import pack
+from bitwright.arith.grid import fits_container
+from bitwright.arith.packing import codes_by_width, pack, rows_by_width
 from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, program_limits, rebuild
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
 from bitwright.errors import BitwrightError
@@ -52,27 +52,6 @@ class Artefact:
 
     quantized: Quantized
     metadata: Mapping[str, Any]
-
-
-def rows_by_width(quantized: Quantized) -> dict[int, list[tuple[Layer, np.ndarray]]]:
-    """For each width in use, ascending: each layer with such rows, and their indexes."""
-    found: dict[int, list[tuple[Layer, np.ndarray]]] = {}
-    for bits in range(1, MAX_BITS + 1):
-        for layer in quantized.network.layers:
-            rows = np.flatnonzero(quantized.layers[layer.name].grid.bits.numpy() == bits)
-            if len(rows):
-                found.setdefault(bits, []).append((layer, rows))
-    return found
-
-
-def codes_by_width(quantized: Quantized) -> dict[int, np.ndarray]:
-    """All codes of each width, flat uint8, in the order of :func:`rows_by_width`."""
-    return {
-        bits: np.concatenate(
-            [quantized.layers[la.name].codes.numpy()[rows].ravel() for la, rows in members]
-        )
-        for bits, members in rows_by_width(quantized).items()
-    }
 
 
 def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -99,7 +78,9 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
         "scale": (half if torch.equal(half.float(), scale) else scale).numpy(),
         "bias": torch.cat([s.bias for s in stored]).numpy(),
     }
-    for plane, data in pack(codes_by_width(quantized)).items():
+    rows = rows_by_width([s.grid.bits.numpy() for s in stored])
+    codes = codes_by_width([s.codes.numpy() for s in stored], rows)
+    for plane, data in pack(codes).items():
         if len(data):
             tensors[STREAMS[plane]] = data
     groups = sorted(quantized.edges)

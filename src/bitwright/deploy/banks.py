@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from bitwright.arith.grid import MAX_BITS, Grid
+from bitwright.arith.grid import Grid
 from bitwright.network import Layer
 from bitwright.quantize import Quantized
 
@@ -50,23 +49,3 @@ def banks(quantized: Quantized) -> list[Bank]:
         codes = torch.cat([s.codes for s in stored]).numpy()
         found.append(Bank(tuple(members[tail]), grid, codes))
     return found
-
-
-def rows_by_width(found: Sequence[Bank]) -> dict[int, list[tuple[Bank, np.ndarray]]]:
-    """For each width in use, ascending: each bank with such rows, and their indexes."""
-    by_width: dict[int, list[tuple[Bank, np.ndarray]]] = {}
-    for bits in range(1, MAX_BITS + 1):
-        for bank in found:
-            rows = np.flatnonzero(bank.grid.bits.numpy() == bits)
-            if rows.size:
-                by_width.setdefault(bits, []).append((bank, rows))
-    return by_width
-
-
-def codes_by_width(found: Sequence[Bank]) -> dict[int, np.ndarray]:
-    """Flat uint8 codes of each width; those of 7 and 8 bits with the top bit turned over."""
-    codes = {}
-    for bits, members in rows_by_width(found).items():
-        flat = np.concatenate([bank.codes[rows].ravel() for bank, rows in members])
-        codes[bits] = flat ^ np.uint8(2 ** (bits - 1)) if bits >= 7 else flat
-    return codes

@@ -16,8 +16,8 @@ import onnx_ir as ir
 import torch
 
 from bitwright.arith.grid import MAX_BITS, Grid
-from bitwright.arith.packing import PLANES, pack, parts
-from bitwright.deploy.banks import Bank, banks, codes_by_width, rows_by_width
+from bitwright.arith.packing import PLANES, codes_by_width, pack, parts, rows_by_width
+from bitwright.deploy.banks import Bank, banks
 from bitwright.deploy.builder import Builder, ints, u8
 from bitwright.errors import BitwrightError
 from bitwright.quantize import Quantized
@@ -105,18 +105,21 @@ def _bank_weights(
         found: the banks, by rank.
         width, spare: of all rows, in the order of the banks.
     """
-    members = [(bank, rows) for by in rows_by_width(found).values() for bank, rows in by]
-    codes = codes_by_width(found)
+    rows = rows_by_width([bank.grid.bits.numpy() for bank in found])
+    codes = codes_by_width([bank.codes for bank in found], rows)
+    for bits in codes.keys() & {7, 8}:  # with the top bit turned over
+        codes[bits] = codes[bits] ^ np.uint8(2 ** (bits - 1))
     flat = unpack_chain(build, codes, pack(codes))
-    pieces: dict[int, list[ir.Value]] = {id(bank): [] for bank in found}
-    cut = build.pieces(flat, [rows.size * bank.codes.shape[1] for bank, rows in members])
-    for (bank, _), piece in zip(members, cut, strict=True):
-        pieces[id(bank)].append(piece)
+    members = [member for by in rows.values() for member in by]
+    cut = build.pieces(flat, [own.size * found[i].codes.shape[1] for i, own in members])
+    pieces: list[list[ir.Value]] = [[] for _ in found]
+    for (i, _), piece in zip(members, cut, strict=True):
+        pieces[i].append(piece)
     offsets = _row_offsets(build, found, width, spare)
     places = _row_places(build, found, width)
     weights: dict[str, ir.Value] = {}
-    for bank, offset, place in zip(found, offsets, places, strict=True):
-        value = build.op("Reshape", build.join(pieces[id(bank)]), ints(-1, *bank.tail))
+    for bank, own, offset, place in zip(found, pieces, offsets, places, strict=True):
+        value = build.op("Reshape", build.join(own), ints(-1, *bank.tail))
         if place is not None:
             value = build.op("Gather", value, place, axis=0)
         value = build.op("Add", value, offset)

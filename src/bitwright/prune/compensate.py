@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.prune.edit import MATRICES, Edit, add_bias, kept
+from bitwright.prune.edit import Edit, add_bias, kept
 from bitwright.prune.implant import Implanted, fit
 from bitwright.prune.least_squares import CONVOLUTIONS, fill, moments
+from bitwright.prune.sizes import positions
 
 
 def compensated(
@@ -56,7 +57,7 @@ def compensated(
     replaced = {path: count for path, count, _ in edit.implants}
     layers = [
         path
-        for path in _called(model, x[:1])
+        for path in positions(model, x[:1])
         if (path in less and _solvable(model.get_submodule(path)))
         or (path in replaced and implants)
     ]
@@ -88,20 +89,3 @@ def _solvable(module: nn.Module) -> bool:
         return True
     known = isinstance(module, CONVOLUTIONS)
     return known and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-
-
-def _called(model: nn.Module, x: Tensor) -> list[str]:
-    """Paths of the layers in the order of the forward pass; of one called twice the first call."""
-    found: dict[str, None] = {}
-    hooks = [
-        module.register_forward_hook(lambda *_, path=path: found.setdefault(path))
-        for path, module in model.named_modules()
-        if isinstance(module, MATRICES)
-    ]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(found)

@@ -65,7 +65,7 @@ class Sizes:
         self.refit = refit
         self.groups = {g.name: g for g in groups}
         self._paths = {g.name: {m.path for m in g.members} for g in groups}
-        uses = _positions(model, x[:1])
+        uses = positions(model, x[:1])
         self.layers = {
             path: _layer(path, module, uses.get(path, 0.0))
             for path, module in model.named_modules()
@@ -162,8 +162,8 @@ def _layer(path: str, module: nn.Module, uses: float) -> _Layer:
     return _Layer(path, width, 0, 0, 0, own, stored)
 
 
-def _positions(model: nn.Module, x: Tensor) -> dict[str, float]:
-    """Layer path -> output positions of a row, over all its calls."""
+def positions(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Layer path -> output positions of all rows and calls, in the order of the first calls."""
     found: dict[str, float] = {}
     hooks = []
 
