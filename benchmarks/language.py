@@ -148,9 +148,9 @@ def minilm() -> Classifier:
 
 
 def sst2_rows(count: int) -> dict[str, np.ndarray]:
-    """The first training sentences and all dev sentences, [n, 48] ids, and their labels."""
+    """The first training sentences and all dev sentences, [n, 64] ids, and their labels."""
     (train, train_labels), (dev, labels) = (
-        sentences(split, number, tokens=48) for split, number in (("train", count), ("dev", None))
+        sentences(split, number) for split, number in (("train", count), ("dev", None))
     )
     names = ("train_x", "test_x", "train_y", "test_y")
     given = (*alike(train, dev), train_labels, labels)

@@ -24,8 +24,8 @@ def heads(rows: Rows, quick: bool) -> None:
         rows.add(name, None, "below gradients'", None, missing)
         return
     model = language.minilm()
-    train, train_labels = language.sentences("train", tokens=48)
-    test, labels = language.sentences("dev", tokens=48)
+    train, train_labels = language.sentences("train")
+    test, labels = language.sentences("dev")
     test, labels = (test[:256], labels[:256]) if quick else (test, labels)
     coupling = coupled(model, train[:2])
     attention = Coupling(tuple(g for g in coupling.groups if g.kind == "heads"), {})

@@ -90,6 +90,10 @@ Order = Annotated[
     str,
     typer.Option(help="Of fine-tuning: all layers at once, or hawq's (measured no better)."),
 ]
+Ranges = Annotated[
+    str | None,
+    typer.Option(help="Of activations: curvature (below 8 bits), squared (else) or percentile."),
+]
 Equalize = Annotated[
     float,
     typer.Option(help="0 to 1: how far ranges of activations' channels are made equal."),
@@ -134,15 +138,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
-    "max_bops", "max_latency", "profile", "score", "rounding", "batch", "processes",
-    "augment", "temperature", "rate", "equalize", "refit_head",
+    "max_bops", "max_latency", "profile", "score", "rounding", "ranges", "batch",
+    "processes", "augment", "temperature", "rate", "equalize", "refit_head",
     "accumulator", "accumulator_kind", "accumulator_mode",
 )  # fmt: skip
 
 
 #: options that runs of earlier versions did not have
 _YOUNGER = {
-    "refit_head": False, "accumulator": None, "accumulator_kind": "wrap",
+    "ranges": None, "refit_head": False, "accumulator": None, "accumulator_kind": "wrap",
     "accumulator_mode": "guaranteed",
 }  # fmt: skip
 
@@ -179,6 +183,7 @@ def _stage(
         max_latency: MaxLatency = None,
         profile: ProfileFile = None,
         rounding: Rounding = "nearest",
+        ranges: Ranges = None,
         equalize: Equalize = 0.0,
         augment: Augment = None,
         temperature: Temperature = 4.0,
@@ -355,6 +360,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             max_latency=given["max_latency"],
             profile=given["profile"],
             rounding=given["rounding"],
+            ranges=given["ranges"],
             equalize=given["equalize"],
             augment=given["augment"],
             temperature=given["temperature"],

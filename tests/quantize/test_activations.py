@@ -234,3 +234,60 @@ def test_every_group_has_its_own_width():
     found = calibrate(network, x, bits={g: 2 + i for i, g in enumerate(groups)})
     assert [found[g].bits for g in groups] == [2 + i for i in range(len(groups))]
     assert calibrate(network, x) == calibrate(network, x, bits=8)
+
+
+class Unequal(nn.Module):
+    """Two branches of different size on one grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 2, 3, 4, padding=1)
+        self.head = nn.Linear(3 * 64 + 2 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, coarse = torch.relu(self.fine(x)), torch.relu(self.coarse(x))
+        return self.head(torch.cat([fine.flatten(1), coarse.flatten(1)], 1))
+
+
+def test_ranges_lose_least_by_curvature():
+    torch.manual_seed(4)
+    model, x = Unequal().eval(), torch.randn(60, 2, 8, 8)
+    with torch.no_grad():
+        model.fine.weight *= torch.tensor([0.2, 1.0, 6.0])[:, None, None, None]
+        model.coarse.weight *= 2
+    network = build(model, x)
+    group = {e.name: e.group for e in network.edges}
+    fine, coarse = (n for n in group if n in ("relu", "relu_1"))
+    assert group[fine] == group[coarse]
+    traces = {fine: np.array([40.0, 9.0, 0.0]), coarse: np.array([1.0, 3.0])}
+    values = dict(zip((fine, coarse), _values(network, x, (fine, coarse)), strict=True))
+
+    def lost(grid: EdgeGrid) -> float:  # ½ Σ Tr_c E‖Q(x_c) − x_c‖²
+        each = {n: (fake_quantize(v, grid) - v).double().square().transpose(0, 1).flatten(1).mean(1)
+                for n, v in values.items()}  # fmt: skip
+        return 0.5 * sum(float(torch.from_numpy(traces[n]) @ each[n]) for n in each)
+
+    def chosen(**by) -> float:
+        return lost(calibrate(network, x, bits=3, **by)[group[fine]])
+
+    high = max(float(v.max()) for v in values.values())
+    best = min(lost(make_grid(0.0, f * high, 3)) for f in np.linspace(0.02, 1, 400))
+    ours = chosen(weights=traces)
+    assert best <= ours <= 1.1 * best
+    assert chosen() > 3 * ours
+    assert chosen(percentile=99.99) > 3 * ours
+    numbers = {fine: 64, coarse: 4}
+    assert chosen(weights={n: t * numbers[n] for n, t in traces.items()}) > 1.5 * ours
+    nothing = {n: 0 * t for n, t in traces.items()}
+    assert chosen(weights=nothing) == chosen()
+
+
+def test_a_percentile_clips_its_share():
+    torch.manual_seed(5)
+    x = torch.randn(200, 2, 8, 8)
+    network = build(Joined().eval(), x)
+    entry = network.edges[0]  # the rows themselves
+    grid = calibrate(network, x, percentile=99.0)[entry.group]
+    low, high = np.quantile(x.numpy(), [0.01, 0.99])
+    assert -grid.zero * grid.scale == pytest.approx(low, abs=2 * grid.scale)
+    assert (grid.top - grid.zero) * grid.scale == pytest.approx(high, abs=2 * grid.scale)

@@ -217,9 +217,10 @@ class Run:
             budget_bits = int(s.budget.mean_bits * self.network.weights)
             require_within(self.network, budget_bits, self.bounds)
         elif timed or not (self.folder.is_dir() and self._searched):
-            require_bytes(
-                self.network, self.tables, self._calibrated, self._target_bytes, self.bounds
-            )
+            edges = {}
+            if s.activations is not None:  # the numbers in a file do not change its size
+                edges = quantize.calibrate(self.network, self.calibration[:1])
+            require_bytes(self.network, self.tables, edges, self._target_bytes, self.bounds)
 
     # ---------------------------------------------------------------- limits
 
@@ -345,6 +346,7 @@ class Run:
             self.network,
             self.calibration[:CALIBRATION_ROWS],
             bits=8 if self._mixed else int(bits),
+            **self._ranges,
             chunk=_chunk(self.network),
             progress=partial(self.progress, "calibrate activations"),
         )
@@ -355,9 +357,19 @@ class Run:
         return quantize.edge_tables(
             self.network,
             self.calibration[:CALIBRATION_ROWS],
+            **self._ranges,
             chunk=_chunk(self.network),
             progress=partial(self.progress, "calibrate activations"),
         )
+
+    @property
+    def _ranges(self) -> dict[str, Any]:
+        """What decides on the ranges of activations."""
+        bits, kind = self.settings.activations, self.settings.ranges
+        narrow = isinstance(bits, int | float) and bits < 8
+        if kind == "curvature" or (kind is None and narrow):
+            return {"weights": {n: e.value for n, e in self.sensitivity.edges.items()}}
+        return {"percentile": quantize.PERCENTILE} if kind == "percentile" else {}
 
     @cached_property
     def edges(self) -> dict[int, quantize.EdgeGrid]:
@@ -461,6 +473,7 @@ class Run:
             s.score,
             s.activations,
             s.rounding,
+            s.ranges,
             s.budget,
             s.max_kl,
             s.max_drop,

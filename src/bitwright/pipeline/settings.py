@@ -17,7 +17,7 @@ from bitwright.network import Network
 from bitwright.pipeline.accumulators import Sums, sums_of
 from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_latency
 from bitwright.pipeline.methods import require
-from bitwright.quantize import EDGE_WIDTHS, SCORES
+from bitwright.quantize import EDGE_WIDTHS, RANGES, SCORES
 from bitwright.quantize.scores import WIDTHS
 from bitwright.train import augment
 
@@ -37,6 +37,8 @@ class Settings:
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
             `auto`: widths chosen together with the weights', under `max_bops`.
+        ranges: what decides on the ranges of activations, one of :data:`bitwright.quantize.RANGES`;
+            None: `curvature` below 8 bits, else `squared`, which is as good there and needs less.
         equalize: how far the ranges of activations' channels are made equal, 0 to 1.
         rounding: one of :data:`ROUNDINGS`.
         epochs: of fine-tuning.
@@ -86,6 +88,7 @@ class Settings:
     max_latency: str | None = None
     profile: str | None = None
     rounding: str = "nearest"
+    ranges: str | None = None
     equalize: float = 0.0
     augment: str | None = None
     temperature: float = 4.0
@@ -129,6 +132,8 @@ def check_settings(settings: Settings) -> Settings:
     if settings.rounding not in ROUNDINGS:
         names = ", ".join(ROUNDINGS)
         raise BitwrightError(f"rounding {settings.rounding!r} is unknown; use {names}")
+    if settings.ranges not in (None, *RANGES):
+        raise BitwrightError(f"ranges {settings.ranges!r} is unknown; use {', '.join(RANGES)}")
     bits: Any = settings.activations
     require(settings.method, bits == "auto")
     if settings.score not in SCORES:

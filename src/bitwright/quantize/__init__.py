@@ -1,6 +1,6 @@
 """Grids, rounding, activation ranges and correction: from a plan to a quantized network."""
 
-from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, calibrate
+from bitwright.quantize.activations import EDGE_WIDTHS, PERCENTILE, RANGES, EdgeGrid, calibrate
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
 from bitwright.quantize.equalize import equalized
@@ -35,6 +35,8 @@ from bitwright.quantize.weights import (
 __all__ = [
     "EDGE_WIDTHS",
     "FEEDBACK_ROWS",
+    "PERCENTILE",
+    "RANGES",
     "SCORES",
     "EdgeGrid",
     "EdgeTable",

@@ -1,8 +1,19 @@
-"""Grids of the edges: unsigned, 2 to 8 bits, with the least squared error on calibration data."""
+"""Grids of the edges: unsigned, 2 to 8 bits, from the values on calibration data.
+
+Their ranges are what loses least,
+
+    min over grids  Σ_e Σ_c w_ec · Σ (Q(x) − x)²        x: the numbers of channel c of edge e
+
+over the edges e that share the grid: with w = 1 the squared error, and with the curvature
+`w_ec = Tr_ec / positions` (the trace is summed over positions) the second-order loss of
+:mod:`bitwright.quantize.edge_scores`, so that a channel the loss does not care about does not widen
+the range of the others. Or a percentile of the values, whatever is clipped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +26,9 @@ from bitwright.network import Network, batches, run
 
 #: widths an edge may have; narrower ones than 8 are stored in 8 bits all the same
 EDGE_WIDTHS = tuple(range(2, 9))
+#: what decides on a range; `percentile` keeps all but 1 number in 10,000 on either side
+RANGES = ("curvature", "squared", "percentile")
+PERCENTILE = 99.99
 _BINS = 4096
 
 
@@ -43,6 +57,8 @@ def calibrate(
     x: Tensor,
     *,
     bits: int | Mapping[int, int] = 8,
+    weights: Mapping[str, np.ndarray] | None = None,
+    percentile: float | None = None,
     constants: dict[str, Tensor] | None = None,
     chunk: int = 64,
     progress: Callable[[float], None] | None = None,
@@ -53,19 +69,25 @@ def calibrate(
         network: captured network.
         x: [n, ...] calibration rows.
         bits: width of all edges, or of each group.
+        weights, percentile: as for :func:`histograms`, and for :meth:`Histogram.grid`.
         constants: quantized weights to calibrate with, instead of the float ones.
         chunk: rows in a pass.
         progress: called with the finished fraction.
     """
-    found = histograms(network, x, constants=constants, chunk=chunk, progress=progress)
-    return {g: h.grid(bits if isinstance(bits, int) else bits[g]) for g, h in found.items()}
+    found = histograms(
+        network, x, weights=weights, constants=constants, chunk=chunk, progress=progress
+    )
+    return {
+        g: h.grid(bits if isinstance(bits, int) else bits[g], percentile) for g, h in found.items()
+    }
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Values of one group of edges: counts float64 [bins] over [low, high], with 0 inside.
+    """Values of one group of edges: what each bin over [low, high], with 0 inside, weighs.
 
-    `at_zero` and `ceiling` are those of :class:`~bitwright.network.Edge`.
+    `counts` is float64 [bins]; `at_zero` and `ceiling` are those of
+    :class:`~bitwright.network.Edge`.
     """
 
     counts: np.ndarray
@@ -74,15 +96,24 @@ class Histogram:
     at_zero: bool
     ceiling: float
 
-    def grid(self, bits: int) -> EdgeGrid:
-        """The grid with the least squared error."""
-        return choose(self.counts, self.low, self.high, self.at_zero, self.ceiling, bits)
+    def grid(self, bits: int, percentile: float | None = None) -> EdgeGrid:
+        """The grid with the least squared error, or over a percentile of the values, 50 to 100."""
+        if percentile is None:
+            return choose(self.counts, self.low, self.high, self.at_zero, self.ceiling, bits)
+        ends = self.low + np.arange(len(self.counts) + 1) / len(self.counts) * (
+            self.high - self.low
+        )
+        share = np.cumsum(self.counts) / self.counts.sum()
+        top = ends[1:][np.searchsorted(share, percentile / 100)]
+        bottom = 0.0 if self.at_zero else ends[np.searchsorted(share, 1 - percentile / 100)]
+        return make_grid(float(bottom), min(float(top), self.ceiling), bits)
 
 
 def histograms(
     network: Network,
     x: Tensor,
     *,
+    weights: Mapping[str, np.ndarray] | None = None,
     constants: dict[str, Tensor] | None = None,
     chunk: int = 64,
     progress: Callable[[float], None] | None = None,
@@ -91,8 +122,14 @@ def histograms(
 
     The first pass finds the range, the second a histogram of 4,096 bins over it; a grid is then the
     clipping range within it with the least squared error (rounding inside, clipping outside). Zero
-    is always a level, exactly: padding and ReLU need it. Arguments as for :func:`calibrate`.
+    is always a level, exactly: padding and ReLU need it.
+
+    Args:
+        network, x, constants, chunk, progress: as for :func:`calibrate`.
+        weights: edge -> trace of each channel [C], of those whose errors count; None: all numbers
+            count alike. A group without any curvature is taken as without weights.
     """
+    weigh = _weights(network, weights)
     group = {e.name: e.group for e in network.edges}
     edges = {e.group: e for e in network.edges}
     low: dict[int, float] = {}
@@ -107,8 +144,15 @@ def histograms(
 
     def note_counts(name: str, value: Tensor) -> None:
         g = group[name]
-        hist = torch.histc(value.float(), _BINS, low[g], max(high[g], low[g] + 1e-12))
-        counts[g] = counts.get(g, np.zeros(_BINS)) + hist.double().numpy()
+        span = _BINS, low[g], max(high[g], low[g] + 1e-12)
+        own = weigh.get(name)
+        if own is None:
+            found = torch.histc(value.float(), *span).double().numpy()
+        else:
+            found = np.zeros(_BINS)
+            for weight, numbers in zip(own, channels(value.float()), strict=bool(own)):
+                found += weight * torch.histc(numbers, *span).double().numpy()
+        counts[g] = counts.get(g, np.zeros(_BINS)) + found
 
     pieces = batches(x, chunk)
     for step, note in enumerate((note_range, note_counts)):
@@ -120,6 +164,28 @@ def histograms(
         g: Histogram(counts[g], low[g], high[g], edges[g].at_zero, edges[g].ceiling)
         for g in sorted(counts)
     }
+
+
+def _weights(
+    network: Network, traces: Mapping[str, np.ndarray] | None
+) -> dict[str, Sequence[float]]:
+    """Edge -> weight of a number of each channel; edges without one count each number as one.
+
+    An edge whose error is not its own (a reshape, a pooling by maximum) weighs nothing, unless no
+    edge of its group has any curvature.
+    """
+    traces = traces or {}
+    curved = {e.group for e in network.edges if np.sum(traces.get(e.name, 0.0)) > 0}
+    return {
+        e.name: (traces[e.name] / math.prod(e.shape[1:])).tolist() if e.name in traces else ()
+        for e in network.edges
+        if e.group in curved
+    }
+
+
+def channels(values: Tensor) -> Tensor:
+    """[n, C, ...] as [C, numbers]; [n] as [1, n]."""
+    return values.movedim(1, 0).flatten(1) if values.ndim > 1 else values[None]
 
 
 def watch(

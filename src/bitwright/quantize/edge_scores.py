@@ -20,7 +20,14 @@ from torch import Tensor
 from bitwright.allocate.problem import Problem
 from bitwright.curvature import Sensitivity
 from bitwright.network import Network, batches, fresh_edges
-from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, fake_quantize, histograms, watch
+from bitwright.quantize.activations import (
+    EDGE_WIDTHS,
+    EdgeGrid,
+    channels,
+    fake_quantize,
+    histograms,
+    watch,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ def edge_tables(
     network: Network,
     x: Tensor,
     *,
+    weights: Mapping[str, np.ndarray] | None = None,
+    percentile: float | None = None,
     chunk: int = 64,
     progress: Callable[[float], None] | None = None,
 ) -> dict[int, EdgeTable]:
@@ -48,29 +57,28 @@ def edge_tables(
     Args:
         network: captured network.
         x: [n, ...] calibration rows.
+        weights, percentile: what decides on ranges, as for :func:`calibrate`.
         chunk: rows in a pass.
         progress: called with the finished fraction of the first two of three passes.
     """
     group = {e.name: e.group for e in network.edges}
-    grids = {
-        g: {bits: h.grid(bits) for bits in EDGE_WIDTHS}
-        for g, h in histograms(network, x, chunk=chunk, progress=progress).items()
-    }
+    found = histograms(network, x, weights=weights, chunk=chunk, progress=progress)
+    grids = {g: {b: h.grid(b, percentile) for b in EDGE_WIDTHS} for g, h in found.items()}
     fresh = fresh_edges(network)
     errors: dict[str, Tensor] = {}
     seen: dict[str, int] = {}
 
     def note(name: str, value: Tensor) -> None:
-        channels = value.movedim(1, 0).flatten(1) if value.ndim > 1 else value[None]
+        numbers = channels(value)
         found = torch.stack(
             [
-                (fake_quantize(channels, grid) - channels).double().square().sum(1)
+                (fake_quantize(numbers, grid) - numbers).double().square().sum(1)
                 for grid in grids[group[name]].values()
             ],
             1,
         )
         errors[name] = errors.get(name, torch.zeros_like(found)) + found
-        seen[name] = seen.get(name, 0) + channels.shape[1]
+        seen[name] = seen.get(name, 0) + numbers.shape[1]
 
     for rows in batches(x, chunk):
         watch(network, rows, fresh, note)
