@@ -83,7 +83,8 @@ ProfileFile = Annotated[
 Overrides = Annotated[Path | None, typer.Option(help="YAML: bounds of layers, float, ties.")]
 Activations = Annotated[str, typer.Option(help="Mean bits, 2 to 8; auto (with --max-bops); float.")]
 Rounding = Annotated[
-    str, typer.Option(help="nearest; or feedback: weights make up for each other's errors.")
+    str,
+    typer.Option(help="nearest; feedback: weights make up for each other's errors; or learned."),
 ]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Order = Annotated[

@@ -35,6 +35,8 @@ from bitwright.quantize.scores import EIGENVALUE_ROWS, WIDTHS
 
 #: rows the correction looks at, and rows that judge a plan
 CORRECTION_ROWS, HELD_OUT_ROWS = 256, 768
+#: rows that learned rounding sees
+LEARNED_ROWS = 1024
 #: rows an evaluation of CW-HAWQ corrects on, and is rewarded on
 REWARD_CORRECTION_ROWS, REWARD_ROWS = 64, 512
 #: logits are divided by it before the KL of the reward
@@ -296,7 +298,20 @@ class Workbench:
         layers = quantize.narrowed(self.network, layers, grids)
         if self.sums is not None:
             return self._fitted(layers, grids)
-        return self._corrected(layers, grids, CORRECTION_ROWS)
+        found = self._corrected(layers, grids, CORRECTION_ROWS)
+        return self._learned(found) if self.rounding == "learned" else found
+
+    def _learned(self, found: Quantized) -> Quantized:
+        """Rounded by gradients, on the rows that error feedback would have and twice as many."""
+        found = quantize.learn_rounding(
+            found,
+            self.calibration[: self._seen_in_rounding(LEARNED_ROWS)],
+            {name: edge.value for name, edge in self.sensitivity.edges.items()},
+            kind=self.kind,
+            class_axis=self.class_axis,
+        )
+        layers = quantize.narrowed(self.network, found.layers, found.edges)
+        return replace(found, layers=layers)
 
     def _fitted(self, layers: dict[str, QuantizedLayer], grids: dict[int, EdgeGrid]) -> Quantized:
         """Rounded so that accumulators hold their sums, and corrected."""
@@ -305,7 +320,7 @@ class Workbench:
         def correct(rounded: Mapping[str, QuantizedLayer]) -> Quantized:
             return self._corrected(dict(rounded), grids, CORRECTION_ROWS)
 
-        nearest = self.rounding == "nearest"
+        nearest = self.rounding != "feedback"
         found = correct(self.sums.rounded(self.network, layers, grids, nearest))
         return self.sums.fitted(found, self.calibration, correct)
 
@@ -316,13 +331,17 @@ class Workbench:
         return quantize.correct(self.network, layers, grids, x, reference)
 
     def _feedback_rows(self) -> Tensor:
-        most = max(4, len(self.calibration) // 2) if self.spare else len(self.calibration)
-        return self.calibration[: min(quantize.FEEDBACK_ROWS, most)]
+        return self.calibration[: self._seen_in_rounding(quantize.FEEDBACK_ROWS)]
+
+    def _seen_in_rounding(self, rows: int) -> int:
+        """So many, or what is left where plans are judged on calibration rows too."""
+        most = max(8, len(self.calibration) // 2) if self.spare else len(self.calibration)
+        return min(rows, most)
 
     def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:
         """Many plans share the moments of the float network's inputs: a fraction of the time."""
         bits = quantize.plan_bits(self.network, plan)
-        nearest = self.rounding == "nearest"
+        nearest = self.rounding != "feedback"
         if nearest:
             found = quantize.round_weights(self.network, self.tables, bits)
         else:
@@ -338,6 +357,8 @@ class Workbench:
         used = len(self._reference(CORRECTION_ROWS)[0])
         if self.rounding == "feedback":
             used = max(used, len(self._feedback_rows()))
+        elif self.rounding == "learned":
+            used = max(used, self._seen_in_rounding(LEARNED_ROWS))
         rows = self.calibration[used : used + HELD_OUT_ROWS]
         return rows if len(rows) else self.calibration[-HELD_OUT_ROWS:]
 

@@ -22,7 +22,7 @@ from bitwright.quantize.scores import WIDTHS
 from bitwright.train import augment
 
 ORDERS = ("all", "hawq")
-ROUNDINGS = ("nearest", "feedback")
+ROUNDINGS = ("nearest", "feedback", "learned")
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,10 @@ def check_settings(settings: Settings) -> Settings:
     if settings.rounding not in ROUNDINGS:
         names = ", ".join(ROUNDINGS)
         raise BitwrightError(f"rounding {settings.rounding!r} is unknown; use {names}")
+    if settings.rounding == "learned" and settings.accumulator is not None:
+        raise BitwrightError(
+            "rounding learned does not keep accumulators from overflowing; use feedback"
+        )
     if settings.ranges not in (None, *RANGES):
         raise BitwrightError(f"ranges {settings.ranges!r} is unknown; use {', '.join(RANGES)}")
     bits: Any = settings.activations

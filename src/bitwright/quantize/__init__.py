@@ -6,6 +6,7 @@ from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
 from bitwright.quantize.equalize import equalized
 from bitwright.quantize.feedback import FEEDBACK_ROWS, round_by_moments, round_with_feedback
 from bitwright.quantize.joint import blank_edges, edge_grids, edge_order, with_activations
+from bitwright.quantize.learned import learn_rounding
 from bitwright.quantize.moments import Moments, float_moments
 from bitwright.quantize.problem import (
     channel_problem,
@@ -63,6 +64,7 @@ __all__ = [
     "layer_eigenvalues",
     "layer_order",
     "layer_ties",
+    "learn_rounding",
     "mean_bits",
     "narrowed",
     "plan_bits",
