@@ -34,7 +34,11 @@ LADDER: dict[str, Mapping[str, Any]] = {
     "classifier refitted": {"refit_head": True},
 }
 #: what is tried instead of the step above it, and is not on by itself
-ASIDE: dict[str, Mapping[str, Any]] = {"ranges equalized by half": {"equalize": 0.5}}
+ASIDE: dict[str, Mapping[str, Any]] = {
+    "ranges equalized by half": {"equalize": 0.5},
+    "ranges of activations by curvature": {"ranges": "curvature"},
+    "learned rounding in place of error feedback": {"rounding": "learned"},
+}
 
 
 def plain(run: Run, bits: int) -> Quantized:
