@@ -6,7 +6,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import bitwright
+from bitwright.curvature import processes
 from bitwright.pipeline import run as stages
 from pipeline import tiny
 from pipeline.tiny import call, given, refused
@@ -434,3 +436,27 @@ def test_damaged_records_mean_another_run(text: bytes, finished: Path, place: Pa
     assert call("search", "--out", str(finished)) == 0
     names = ("sensitivity.safetensors", "plan.json")
     assert tiny.digests(finished, names) == tiny.digests(place / "run", names)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("search", "2 processes (torchrun) can only `measure` and `finetune`"),
+        ("finetune", "holds no quantized network that 2 processes could fine-tune"),
+    ],
+)
+def test_what_several_processes_cannot_do(
+    command: str,
+    says: str,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    @contextmanager
+    def two() -> Iterator[processes.Group]:
+        yield processes.Group(0, 2)
+
+    monkeypatch.setattr(processes, "started", two)
+    assert says in refused(capsys, command, *given(place, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import shlex
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -221,12 +222,8 @@ def _perform(
         _interruptible(),
         Bars(quiet or group.rank > 0) as bars,
     ):
-        if group.size > 1 and act is not _measure:
-            raise BitwrightError(
-                f"{group.size} processes (torchrun) can only `measure`; run the other stages in one"
-            )
-        if group.rank:  # the first process writes the run's folder
-            out = Path(scratch)
+        if group.size > 1:
+            out = _shared(out, act, group, Path(scratch) / "run")
         task, settings, name = _assemble(given)
         run = Run(task, settings, out, bars.update)
         for note in run.task.notes:
@@ -237,7 +234,25 @@ def _perform(
             run.check_goal()
         _ = run.preflight
         _remember(run.store.path("run.json"), given)
-        act(run, bars.console, name)
+        act(run, Console(quiet=True) if group.rank else bars.console, name)
+
+
+def _shared(out: Path, act: Callable[[Any, Console, str], None], group: Any, scratch: Path) -> Path:
+    """The folder of one of several processes: the first one's is the run's, others have copies."""
+    if act not in (_measure, _finetune):
+        raise BitwrightError(
+            f"{group.size} processes (torchrun) can only `measure` and `finetune`; run the other "
+            "stages in one"
+        )
+    if act is _finetune and not (out / "quantized.safetensors").is_file():
+        raise BitwrightError(
+            f"{out} holds no quantized network that {group.size} processes could fine-tune: run "
+            "`bitwright quantize` with these options first, in one process"
+        )
+    if group.rank and out.is_dir():
+        shutil.copytree(out, scratch)
+    group.together()  # nobody writes before all have copied
+    return scratch if group.rank else out
 
 
 @contextmanager

@@ -40,6 +40,19 @@ class Group:
             result += part
         return result
 
+    def summed(self, t: Tensor) -> Tensor:
+        """The sum of everybody's t, alike in all processes; for many numbers."""
+        if self.size == 1:
+            return t
+        found = t.cpu()
+        dist.all_reduce(found)
+        return found.to(t.device)
+
+    def together(self) -> None:
+        """Wait for everybody."""
+        if self.size > 1:
+            dist.barrier()
+
     def joined(self, t: Tensor) -> Tensor:
         """Everybody's rows, one after another."""
         return torch.cat(self.gathered(t))

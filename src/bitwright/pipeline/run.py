@@ -295,7 +295,8 @@ class Run:
         group = processes.group()
         done = torch.tensor([self.store.done("measure", key, path.name)])
         if bool(group.joined(done)[0]):
-            return curvature.load(path) if group.rank == 0 else Sensitivity("gauss-newton", {})
+            kept = group.rank == 0 or path.is_file()
+            return curvature.load(path) if kept else Sensitivity("gauss-newton", {})
         with self.store.stage("measure", key, path.name):
             found = curvature.gauss_newton(
                 self.network.to(self.settings.device),

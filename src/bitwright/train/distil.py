@@ -4,7 +4,8 @@ The loss is `T² KL(softmax(y/T) ‖ softmax(ŷ/T))`, y the float model's logits
 temperature (Hinton et al., arXiv 1503.02531): no labels. On rows that the float model was trained
 on its answers are nearly certain and the plain KL of almost all of them is next to nothing;
 softened answers tell on every row how far the logits have moved. Held-out rows decide which epoch
-is kept, if any.
+is kept, if any. Several processes (`torchrun`) each take a part of every step's rows and add their
+gradients; all of them end with the same numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bitwright.arith.accumulator import Bounded
+from bitwright.curvature import processes
 from bitwright.curvature.divergence import flat, per_sample
 from bitwright.train import resume
 
@@ -128,6 +130,7 @@ def distil(
     total = max(1, r.epochs * steps)
     schedule = LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * k / total)))
     generator = torch.Generator().manual_seed(r.seed)
+    group = processes.group()
     training = student.module, optimizer, schedule, generator
     history = [loss_of(target, (first or student.answers)(judge), r)]
     best: dict[str, Tensor] = {}
@@ -140,23 +143,38 @@ def distil(
         for step in range(steps):
             student.before(epoch * steps + step)
             rows = train[shuffled[step * r.batch : (step + 1) * r.batch]]
-            rows = (rows if augment is None else augment(rows, generator)).to(r.device)
-            wanted = teacher(rows)
-            with torch.enable_grad():
-                found = student.module(rows) / r.soft
-                loss = r.soft**2 * divergence(wanted / r.soft, found, r.kind, r.class_axis)
-                optimizer.zero_grad()
-                loss.backward()
+            rows = rows if augment is None else augment(rows, generator)
+            optimizer.zero_grad()
+            part = group.shard(rows).to(r.device)
+            if len(part):
+                wanted = teacher(part)
+                with torch.enable_grad():
+                    found = student.module(part) / r.soft
+                    loss = r.soft**2 * divergence(wanted / r.soft, found, r.kind, r.class_axis)
+                    (len(part) / len(rows) * loss).backward()
+            _add_gradients(optimizer, group)
             optimizer.step()
             schedule.step()
             if progress:
                 progress((epoch * steps + step + 1) / total)
-        history.append(loss_of(target, student.answers(judge), r))
+        mine = torch.tensor(loss_of(target, student.answers(judge), r), dtype=torch.float64)
+        history.append(float(group.gathered(mine)[0]))  # decided alike
         if history[-1] < min(history[:-1]):
             best = {k: v.detach().cpu().clone() for k, v in student.module.state_dict().items()}
         if checkpoint is not None:
             resume.save(checkpoint, training, history, best)
     return best, history
+
+
+def _add_gradients(optimizer: torch.optim.Optimizer, group: processes.Group) -> None:
+    """Every parameter's gradient becomes the sum over the processes."""
+    if group.size == 1:
+        return
+    given = [p for part in optimizer.param_groups for p in part["params"]]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in given]
+    total = group.summed(torch.cat([g.flatten() for g in grads]))
+    for p, g in zip(given, total.split([p.numel() for p in given]), strict=True):
+        p.grad = g.view_as(p)
 
 
 def loss_of(target: Tensor, found: Tensor, r: Recipe) -> float:
