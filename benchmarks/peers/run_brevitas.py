@@ -93,6 +93,17 @@ def embeddings(model: nn.Module) -> list[nn.Embedding]:
     return [m for m in model.modules() if isinstance(m, nn.Embedding)]
 
 
+class Ids(nn.Module):
+    """A model of tokens behind Brevitas' loops, which make every input float."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(ids.long())
+
+
 @torch.no_grad()
 def embed(model: nn.Module, bits: int) -> None:
     """Each token's row to the nearest level of a grid from its least to its largest value."""
@@ -107,6 +118,7 @@ def quantized(model: nn.Module, request: child.Request, setting: dict[str, Any])
     body = round(request.weight_bits)
     if embeddings(model):  # nothing to fold or to equalize
         embed(model, body)
+        model = Ids(model)
     else:
         model = preprocess_for_quantize(
             traced(model),
