@@ -53,7 +53,7 @@ def speed(rows: Rows, quick: bool) -> None:
                 ).backward()
 
             actions = {name: lambda m=m: step(m) for name, m in nets.items()}
-            found = in_turns(actions, 3 if quick else 15)
+            found = in_turns(actions, 3 if quick else 7)
             ratio = found["ours"] / found["plain"]
             rows.add(
                 f"cora {kind} int{bits}: training step over plain quantized", ratio, "<= 1.5",
