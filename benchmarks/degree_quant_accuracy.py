@@ -87,7 +87,7 @@ def nodes(dataset: str) -> Callable[[Rows, bool], None]:
             form = Form(net, x.shape[1], HIDDEN[net], classes)
 
             def run(method: str, seed: int, form: Form = form, net: str = net) -> float:
-                recipe = Recipe(10 if quick else 200, seed=seed, judge_every=5)
+                recipe = Recipe(10 if quick else 100, seed=seed, judge_every=5)
                 folder = _folder(quick) / dataset
                 return trained(data, form, recipe, method, folder / f"{net} {method} {seed}.json")
 

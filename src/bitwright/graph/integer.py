@@ -22,6 +22,9 @@ from bitwright.graph.degree_quant import DegreeQuant
 from bitwright.graph.kernels import to_codes, to_rows
 from bitwright.graph.weights import round_edges, weight_steps
 
+#: nodes whose sums of 64 channels take a quarter of a megabyte
+_BLOCK = 1024
+
 
 @dataclass(frozen=True)
 class Neighbourhoods:
@@ -60,9 +63,10 @@ class ByteGCN:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Logits float32 [nodes, classes]."""
-        for i, layer in enumerate(self.layers):
-            x = sum_rows(_messages(x.relu_() if i else x, layer), self.near).add_(layer.bias)
-        return x
+        bias = torch.zeros(x.shape[1])
+        for layer in self.layers:
+            x, bias = sum_rows(_messages(x, bias, layer), self.near), layer.bias
+        return x.add_(bias)
 
 
 def neighbourhoods(edge_index: Tensor, coefficients: Tensor, nodes: int) -> Neighbourhoods:
@@ -87,18 +91,21 @@ def sum_rows(rows: Tensor, near: Neighbourhoods) -> Tensor:
     return found
 
 
-def _messages(x: Tensor, layer: _Layer) -> Tensor:
-    """Byte rows of the layer's products with features float32 [nodes, inputs]."""
-    step, zero = layer.inputs
-    codes = torch.empty(x.shape, dtype=torch.int8)
-    inverse = np.float32(1) / np.float32(step)
-    to_codes(x.numpy(), inverse, np.float32(zero), codes.numpy())
-    sums = torch._int_mm(codes, layer.weight)
-    step, zero = layer.messages
-    rows = torch.empty(sums.shape[0], sums.shape[1] + 8, dtype=torch.uint8)
-    inverse = np.float32(1) / np.float32(step)
-    ends = (inverse, np.float32(zero), _tail(step, zero).numpy())
-    to_rows(sums.numpy(), layer.less.numpy(), layer.scale.numpy(), *ends, rows.numpy())
+def _messages(x: Tensor, bias: Tensor, layer: _Layer) -> Tensor:
+    """Byte rows of the layer's products with x + bias, float32 [nodes, inputs].
+
+    Levels of ReLU's results begin at zero, so that clipping to them is ReLU. Blocks of nodes stay
+    in the processor's cache from floats to rows.
+    """
+    (step, zero), (out_step, out_zero) = layer.inputs, layer.messages
+    given = (bias.numpy(), np.float32(1) / np.float32(step), np.float32(zero))
+    ends = (layer.less.numpy(), layer.scale.numpy(), np.float32(1) / np.float32(out_step),
+            np.float32(out_zero), _tail(out_step, out_zero).numpy())  # fmt: skip
+    rows = torch.empty(len(x), layer.weight.shape[1] + 8, dtype=torch.uint8)
+    for part, out in zip(x.split(_BLOCK), rows.split(_BLOCK), strict=True):
+        codes = torch.empty(part.shape, dtype=torch.int8)
+        to_codes(part.numpy(), *given, codes.numpy())
+        to_rows(torch._int_mm(codes, layer.weight).numpy(), *ends, out.numpy())
     return rows
 
 

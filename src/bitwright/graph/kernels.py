@@ -14,18 +14,19 @@ _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_compiled
-def to_codes(x: Any, inverse: Any, zero: Any, out: Any) -> None:
-    """Features float32 [nodes, channels] as q − 128, int8.
+def to_codes(x: Any, bias: Any, inverse: Any, zero: Any, out: Any) -> None:
+    """Features `x + bias` as q − 128, int8 [nodes, channels].
 
     Args:
-        x: features; those below the least level, of ReLU's inputs all negative ones, are clipped.
+        x: float32 [nodes, channels].
+        bias: float32 [channels].
         inverse: 1 / s, float32.
         zero: z, float32.
         out: written.
     """
     for i in range(x.shape[0]):
         for c in range(x.shape[1]):
-            q = np.rint(zero + x[i, c] * inverse)
+            q = np.rint(zero + (x[i, c] + bias[c]) * inverse)
             out[i, c] = np.int8(np.int32(min(max(q, np.float32(0)), np.float32(255))) - 128)
 
 
