@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bitwright import BitwrightError
+from bitwright.deploy import artefact as deploy_artefact
 from bitwright.graph import DegreeQuant, Form, Scheme, artefact, build, load_nodes
 from bitwright.graph.training import accuracy, of_nodes
 from graph.graphs import graph, net
@@ -70,6 +71,8 @@ def test_the_artefact_answers_as_what_was_trained(place: Path):
     labelled = of_nodes(load_nodes(place / "nodes.npz"))
     assert header["accuracy"]["test"] == accuracy(found, labelled, "test")
     assert not found.training and header["form"]["kind"] == "gcn"
+    with pytest.raises(BitwrightError, match=r"bitwright\.graph\.artefact\.load reads it"):
+        deploy_artefact.load(place / "run" / "model.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["gcn", "gat", "gin", "sage"])
