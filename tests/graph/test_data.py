@@ -40,6 +40,8 @@ def test_nodes(tmp_path: Path):
     assert found.y.tolist() == [0, 1, 1]
     assert [int(found[f"{p}_mask"].nonzero()) for p in ("train", "val", "test")] == [0, 1, 2]
     assert load_nodes(path, normalize=False).x.sum() == 6
+    np.savez(path, **arrays(label=np.int16([0, 1, -1]), test_idx=np.int64([0])))
+    assert load_nodes(path).y.tolist() == [0, 1, -1]  # a node without a label
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,7 @@ def test_nodes(tmp_path: Path):
         {"x_indices": np.int32([0, 4, 1])},
         {"x_indptr": np.int32([0, 2, 1, 3])},
         {"label": np.int16([0, 1])},
+        {"label": np.int16([0, -1, 1])},
         {"val_idx": np.int64([5])},
     ],
 )
@@ -103,4 +106,5 @@ def test_the_public_sets():
     cora, proteins = load_nodes(SHARED / "cora.npz"), load_graphs(SHARED / "PROTEINS.txt")
     assert tuple(cora.x.shape) == (2708, 1433) and cora.edge_index.shape[1] == 10556
     assert [int(cora[f"{p}_mask"].sum()) for p in ("train", "val", "test")] == [140, 500, 1000]
+    assert load_nodes(SHARED / "citeseer.npz").x.shape == (3327, 3703)
     assert len(proteins) == 1113 and proteins[0].x.shape[1] == 3

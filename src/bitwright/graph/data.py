@@ -1,8 +1,8 @@
 """Graphs from files, as PyTorch Geometric's `Data`; nothing is unpickled.
 
 Two forms: `.npz` with one graph of labelled nodes (CSR features `x_data`, `x_indices`, `x_indptr`,
-`x_shape`; undirected `edges` [m, 2]; `label`; `train_idx`, `val_idx`, `test_idx`), and the text of
-"powerful-gnns" (Xu et al., arXiv 1810.00826) with many labelled graphs, plain or gzip.
+`x_shape`; undirected `edges` [m, 2]; `label`, −1 for none; `train_idx`, `val_idx`, `test_idx`), and
+the text of "powerful-gnns" (Xu et al., arXiv 1810.00826) with many labelled graphs, plain or gzip.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ def load_nodes(path: Path, *, normalize: bool = True) -> Data:
         and edges.ndim == 2
         and edges.shape[1] == 2
         and _within(edges, rows)
-        and bool((label >= 0).all())
         and all(_within(arrays[f"{part}_idx"], rows) for part in ("train", "val", "test"))
+        and all(
+            bool((label[arrays[f"{part}_idx"]] >= 0).all()) for part in ("train", "val", "test")
+        )
     )
     if not fits:
         raise BitwrightError(f"{path} is damaged: its arrays are not of one graph of {rows} nodes")
