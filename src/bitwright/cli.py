@@ -866,6 +866,61 @@ def convert_to(
         console.print(f"{path}  {path.stat().st_size:,} bytes", soft_wrap=True)
 
 
+@app.command("train-graph")
+def train_graph(
+    dataset: Annotated[
+        Path, typer.Option(help="Graph of labelled nodes (.npz), or labelled graphs (.txt, .gz).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder; the same command goes on in it.")] = Path(
+        "build/graph"
+    ),
+    net: Annotated[str, typer.Option(help="gcn, gat, gin or sage.")] = "gcn",
+    bits: Annotated[int, typer.Option(help="Of weights and activations, 2 to 8.")] = 8,
+    protect: Annotated[
+        str,
+        typer.Option(help="LOW:HIGH, chances that a node stays in float, by in-degree; 0:0 none."),
+    ] = "0:0.1",
+    percentile: Annotated[
+        float | None, typer.Option(help="Left out of ranges; 0.001, or 0.01 from 4 bits down.")
+    ] = None,
+    hidden: Annotated[int, typer.Option(help="Channels between layers.")] = 16,
+    layers: Annotated[int, typer.Option(help="Of message passing.")] = 2,
+    dropout: Annotated[float, typer.Option(help="Behind each layer but the last.")] = 0.5,
+    epochs: Annotated[int, typer.Option(help="Of training.")] = 200,
+    rate: Annotated[float, typer.Option(help="Adam's.")] = 0.01,
+    decay: Annotated[float, typer.Option(help="Of weights.")] = 5e-4,
+    fold: Annotated[int, typer.Option(help="That is tested, of 10, where graphs have labels.")] = 0,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train a graph network in float and with Degree-Quant; needs the extra `graph`."""
+    try:
+        from bitwright.graph import Recipe
+        from bitwright.graph.run import Settings, run
+    except ModuleNotFoundError as error:
+        raise BitwrightError(
+            f"{error.name} is not installed; pip install 'bitwright[graph]'"
+        ) from error
+
+    try:
+        low, high = (float(part) for part in protect.split(":"))
+    except ValueError:
+        raise BitwrightError(f"--protect is {protect!r}; use LOW:HIGH, as 0:0.1") from None
+    left_out = (0.001 if bits > 4 else 0.01) if percentile is None else percentile
+    recipe = Recipe(epochs, rate, decay, seed=seed)
+    settings = Settings(
+        str(dataset), net, bits, (low, high), left_out, hidden, layers, dropout, fold, recipe
+    )
+    with _interruptible(), Bars(quiet) as bars:
+        said = run(settings, out, bars.update)
+        for name, row in said["rows"].items():
+            bars.console.print(f"{name}: {row['val']:.1%} validation, {row['test']:.1%} test")
+        size = said["bytes"]
+        bars.console.print(f"bytes: {size['float']:,} -> {size['artefact']:,}")
+        for file in ("model.safetensors", "graph.json", "graph.html"):
+            bars.console.print(str(out / file), soft_wrap=True)
+
+
 def main() -> None:
     """Entry point: a :class:`BitwrightError` becomes one line and exit status 2."""
     try:

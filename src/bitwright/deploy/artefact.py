@@ -154,6 +154,8 @@ def load(path: Path) -> Artefact:
     """
     content = read_bytes(path, "a bitwright artefact")
     tensors, header = from_bytes(content, path)
+    if header.get("kind") == "graph":
+        raise BitwrightError(f"{path} is a graph network: bitwright.graph.artefact.load reads it")
     found = header.get("schema")
     if type(found) is not int or found != SCHEMA:
         raise BitwrightError(

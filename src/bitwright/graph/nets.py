@@ -1,0 +1,82 @@
+"""The four networks by name: PyTorch Geometric's own, for nodes, or for graphs with a readout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import global_mean_pool
+from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
+
+from bitwright.errors import BitwrightError
+
+KINDS = {"gcn": GCN, "gat": GAT, "gin": GIN, "sage": GraphSAGE}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which network; everything that its weights' shapes follow from.
+
+    Attributes:
+        kind: gcn, gat, gin or sage.
+        inputs: features of a node.
+        hidden: channels between layers (all heads of gat together).
+        outputs: classes.
+        layers: of message passing.
+        dropout: behind each but the last.
+        heads: of gat.
+        graphs: whether graphs have labels, not nodes: a mean over the nodes, then two linear
+            layers. Batch-norms are in networks of graphs and in gin.
+    """
+
+    kind: str
+    inputs: int
+    hidden: int
+    outputs: int
+    layers: int = 2
+    dropout: float = 0.5
+    heads: int = 8
+    graphs: bool = False
+
+
+class GraphClassifier(nn.Module):
+    """Message passing, the mean over each graph's nodes, two linear layers."""
+
+    def __init__(self, body: nn.Module, hidden: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.body = body
+        self.first = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Logits [graphs, classes]; `batch` has the number of each node's graph."""
+        pooled = global_mean_pool(self.body(x, edge_index).relu(), batch)
+        found: Tensor = self.last(self.dropout(self.first(pooled).relu()))
+        return found
+
+
+def build(form: Form, seed: int = 0) -> nn.Module:
+    """The float network, with random weights of the seed.
+
+    Raises:
+        BitwrightError: an unknown kind, or heads that do not divide the channels.
+    """
+    if form.kind not in KINDS:
+        raise BitwrightError(f"net is {form.kind!r}; use one of {', '.join(KINDS)}")
+    options: dict[str, Any] = {"dropout": form.dropout}
+    if form.kind == "gat":
+        if form.hidden % form.heads:
+            raise BitwrightError(f"hidden is {form.hidden}; {form.heads} heads need a multiple")
+        options["heads"] = form.heads
+    if form.kind == "gin" or form.graphs:
+        options["norm"] = "batch_norm"
+    last = form.hidden if form.graphs else form.outputs
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = KINDS[form.kind](form.inputs, form.hidden, form.layers, last, **options)
+        if not form.graphs:
+            return body
+        return GraphClassifier(body, form.hidden, form.outputs, form.dropout)

@@ -1,0 +1,144 @@
+"""`bitwright train-graph`: the folder it leaves, going on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitwright import BitwrightError
+from bitwright.deploy import artefact as deploy_artefact
+from bitwright.graph import DegreeQuant, Form, Scheme, artefact, build, load_nodes
+from bitwright.graph.training import accuracy, of_nodes
+from graph.graphs import graph, net
+from pipeline.tiny import call, refused
+
+
+def dataset(folder: Path) -> Path:
+    """Eighty nodes of two classes, neighbours of their like, in the form of an npz."""
+    x, edges = graph(80)
+    y = torch.arange(80) % 2
+    edges = edges[:, y[edges[0]] == y[edges[1]]]
+    places = (x + 2 * y[:, None] > 0.7).numpy()
+    part = np.arange(80) // 2 % 3
+    index = {f"{n}_idx": np.flatnonzero(part == i) for i, n in enumerate(("train", "val", "test"))}
+    path = folder / "nodes.npz"
+    np.savez(
+        path,
+        x_data=np.ones(int(places.sum()), np.float32),
+        x_indices=np.nonzero(places)[1].astype(np.int32),
+        x_indptr=np.concatenate([[0], places.sum(1).cumsum()]).astype(np.int32),
+        x_shape=np.int64(places.shape),
+        edges=edges.T.numpy().astype(np.int32),
+        label=y.numpy().astype(np.int16),
+        **index,
+    )
+    return path
+
+
+def options(folder: Path, **changed: object) -> list[str]:
+    given = {"dataset": folder / "nodes.npz", "out": folder / "run", "epochs": 20, "bits": 4,
+             "hidden": 8, "protect": "0:0.2", **changed}  # fmt: skip
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graph")
+    dataset(folder)
+    assert call("train-graph", *options(folder)) == 0
+    return folder
+
+
+def test_the_folder(place: Path):
+    run = place / "run"
+    said = json.loads((run / "graph.json").read_text())
+    assert set(said["rows"]) == {"float", "quantized", "artefact"}
+    assert said["rows"]["artefact"] == said["rows"]["quantized"]
+    assert said["rows"]["quantized"]["val"] > 0.6
+    size = (run / "model.safetensors").stat().st_size
+    assert said["bytes"]["artefact"] == size
+    page = (run / "graph.html").read_text()
+    assert "gcn at 4 bits" in page and "<script" not in page
+    assert "torch_geometric" not in page
+
+
+def test_the_artefact_answers_as_what_was_trained(place: Path):
+    found, header = artefact.load(place / "run" / "model.safetensors")
+    labelled = of_nodes(load_nodes(place / "nodes.npz"))
+    assert header["accuracy"]["test"] == accuracy(found, labelled, "test")
+    assert not found.training and header["form"]["kind"] == "gcn"
+    with pytest.raises(BitwrightError, match=r"bitwright\.graph\.artefact\.load reads it"):
+        deploy_artefact.load(place / "run" / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["gcn", "gat", "gin", "sage"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_is_read_is_what_was_written(kind: str, bits: int, tmp_path: Path):
+    x, edges = graph()
+    form = Form(kind, 6, 8, 3, graphs=kind == "sage")
+    batch = {"batch": torch.zeros(len(x), dtype=torch.int64)} if form.graphs else {}
+    wanted = DegreeQuant(build(form), Scheme(bits, bits), x, edges, **batch).eval()
+    artefact.save(wanted, form, tmp_path / "a", {})
+    found, _ = artefact.load(tmp_path / "a")
+    torch.testing.assert_close(
+        found(x, edges, **batch), wanted(x, edges, **batch), atol=1e-5, rtol=1e-5
+    )
+    artefact.save(found, form, tmp_path / "b", {})
+    again, _ = artefact.load(tmp_path / "b")
+    torch.testing.assert_close(found(x, edges, **batch), again(x, edges, **batch))
+    if bits == 2:
+        codes = sum(wanted.net.get_parameter(name).numel() for name in wanted.low_bit)
+        floats = sum(v.numel() for v in wanted.net.state_dict().values())
+        assert (tmp_path / "a").stat().st_size < codes / 4 + 4 * (floats - codes) + 4000
+
+
+def test_the_same_command_goes_on_and_another_is_refused(
+    place: Path, capfd: pytest.CaptureFixture[str]
+):
+    before = {p.name: p.read_bytes() for p in (place / "run").iterdir()}
+    assert call("train-graph", *options(place)) == 0
+    assert {p.name: p.read_bytes() for p in (place / "run").iterdir()} == before
+    for changed, says in (
+        ({"bits": 8}, "holds a training with other settings; give another --out"),
+        ({"protect": "0.1"}, "--protect is '0.1'; use LOW:HIGH"),
+        ({"protect": "0.5:0.1"}, "protect is 0.5:0.1"),
+        ({"net": "gnn"}, "net is 'gnn'"),
+        ({"dataset": place / "no.npz"}, "no.npz is no graph of nodes"),
+        ({"dataset": place / "no.txt"}, "no.txt is not in the form of powerful-gnns"),
+    ):
+        assert says in refused(capfd, "train-graph", *options(place, **changed))
+
+
+def test_damaged_artefacts_are_refused(place: Path, tmp_path: Path):
+    content = (place / "run" / "model.safetensors").read_bytes()
+    path = tmp_path / "a"
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BitwrightError, match="its checksum does not match"):
+        artefact.load(path)
+    x, edges = graph()
+    form = Form("gcn", 6, 8, 3)
+    for other in (Form("gcn", 6, 16, 3), Form("gcn", 5, 8, 3), Form("sage", 6, 8, 3)):
+        artefact.save(DegreeQuant(build(form), Scheme(), x, edges), other, path, {})
+        with pytest.raises(BitwrightError, match="is damaged"):
+            artefact.load(path)
+    with pytest.raises(BitwrightError, match="in float"):
+        artefact.save(DegreeQuant(net("gcn"), Scheme(None), x, edges), form, path, {})
+
+
+def test_graphs_with_labels(tmp_path: Path):
+    blocks = []
+    for i in range(60):  # paths and stars
+        size = 5 + i % 3
+        path = [[n for n in (j - 1, j + 1) if 0 <= n < size] for j in range(size)]
+        near = path if i % 2 else [list(range(1, size)), *[[0]] * (size - 1)]
+        lines = [f"0 {len(mine)} {' '.join(map(str, mine))}" for mine in near]
+        blocks += [f"{size} {i % 2}", *lines]
+    (tmp_path / "graphs.txt").write_text("\n".join(["60", *blocks]))
+    given = options(tmp_path, dataset=tmp_path / "graphs.txt", epochs=6, net="gin", fold=3, bits=8)
+    assert call("train-graph", *given) == 0
+    said = json.loads((tmp_path / "run" / "graph.json").read_text())
+    assert said["rows"]["quantized"]["test"] >= 0.8

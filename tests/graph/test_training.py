@@ -1,0 +1,104 @@
+"""Training: it learns, it repeats itself, and it goes on where it was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Data
+
+from bitwright import BitwrightError
+from bitwright.graph import DegreeQuant, Form, Recipe, Scheme, build, train
+from bitwright.graph.training import Labelled, accuracy, of_nodes
+from graph.graphs import graph
+
+
+def labelled_nodes() -> Labelled:
+    """Sixty nodes of two classes, neighbours of their like, which differ in their features."""
+    x, edges = graph(60)
+    y = torch.arange(60) % 2
+    edges = edges[:, y[edges[0]] == y[edges[1]]]
+    part = torch.arange(60) // 2 % 3
+    masks = {f"{name}_mask": part == i for i, name in enumerate(("train", "val", "test"))}
+    return of_nodes(Data(x=x + 2 * y[:, None], edge_index=edges, y=y, **masks))
+
+
+def labelled_graphs() -> Labelled:
+    """Graphs of two sizes."""
+    found = []
+    for i in range(40):
+        x, edges = graph(10 + 10 * (i % 2), seed=i)
+        found.append(Data(x=x + i % 2, edge_index=edges, y=torch.tensor([i % 2])))
+    return Labelled(found[:24], found[24:32], found[32:], nodes=False)
+
+
+def quantized(labelled: Labelled, kind: str = "gcn") -> DegreeQuant:
+    form = Form(kind, 6, 8, 2, graphs=not labelled.nodes)
+    example = labelled.example
+    more = {} if labelled.nodes else {"batch": example.batch}
+    return DegreeQuant(build(form), Scheme(4, 4), example.x, example.edge_index, **more)
+
+
+@pytest.mark.parametrize("kind", ["gcn", "gin"])
+@pytest.mark.parametrize("labelled", [labelled_nodes(), labelled_graphs()], ids=["nodes", "graphs"])
+def test_it_learns(kind: str, labelled: Labelled):
+    net = quantized(labelled, kind)
+    epochs = 80 if labelled.nodes else 12  # the one graph is a single step
+    history = train(net, labelled, Recipe(epochs, rate=0.02, batch=8))
+    assert len(history) == epochs and not net.training
+    assert accuracy(net, labelled, "val") == max(history)
+    assert accuracy(net, labelled, "test") >= 0.75
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_a_killed_training_goes_on(tmp_path: Path):
+    labelled = labelled_graphs()
+    recipe = Recipe(8, batch=8, judge_every=2, save_every=1)
+    whole = quantized(labelled)
+    wanted = train(whole, labelled, recipe)
+    assert len(wanted) == 4
+
+    class Killed(Exception):
+        pass
+
+    def kill(share: float) -> None:
+        if share >= 0.5:
+            raise Killed
+
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(Killed):
+        train(quantized(labelled), labelled, recipe, state=state, progress=kill)
+    torch.manual_seed(99)  # of nobody's concern
+    seen: list[float] = []
+    again = quantized(labelled)
+    assert train(again, labelled, recipe, state=state, progress=seen.append) == wanted
+    assert seen == [0.75, 1.0] and same(again, whole)
+    other = quantized(labelled)
+    train(other, labelled, Recipe(8, batch=8, judge_every=2, seed=1))
+    assert not same(other, whole)
+    state.write_bytes(state.read_bytes()[:-7])
+    with pytest.raises(BitwrightError, match="cannot be gone on from"):
+        train(quantized(labelled), labelled, recipe, state=state)
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        (Form("gnn", 6, 8, 2), "net is 'gnn'; use one of gcn, gat, gin, sage"),
+        (Form("gat", 6, 12, 2), "hidden is 12; 8 heads need a multiple"),
+    ],
+)
+def test_a_form_that_is_none_is_refused(form: Form, says: str):
+    with pytest.raises(BitwrightError, match=says):
+        build(form)
+
+
+def test_weights_are_of_the_seed():
+    a, b, c = (build(Form("gat", 6, 16, 2), seed) for seed in (0, 0, 1))
+    assert same(a, b) and not same(a, c)
