@@ -24,7 +24,7 @@ TIERS = (
     ("quantize", "prune", "graph"),
     ("train",),
     ("deploy",),
-    ("overflow",),
+    ("overflow", "multibit"),
     ("cost",),
     ("report",),
     ("pipeline",),
