@@ -28,7 +28,10 @@ class Multibit(nn.Module):
         body: a copy of the module; its layers have no weights but while it runs.
         layers: bases by the layer's name.
         skip: layers that stay float.
+        example: two rows, to capture the module again.
     """
+
+    example: Tensor
 
     def __init__(
         self,
@@ -41,7 +44,6 @@ class Multibit(nn.Module):
         self.body, self.skip = body, tuple(skip)
         self.layers = nn.ModuleDict({_key(name): layer for name, layer in layers.items()})
         self.names = tuple(layers)
-        #: two rows, to capture the module again
         self.register_buffer("example", example[:2].clone(), persistent=False)
         self._owners = {name: _owners(body, name) for name in self.names}
         for owners in self._owners.values():

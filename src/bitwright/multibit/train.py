@@ -206,7 +206,7 @@ def _epoch(
             assert y is not None
             wanted = y[chosen]
         found = loss_of(join(net(batch)), wanted)
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         run.optimizer.step()
         total += found.detach()
         if removal is not None:
