@@ -148,7 +148,7 @@ def test_a_step_of_bases_never_grows_the_quadratic_model(seed: int):
 
 
 def test_steps_of_either_domain_lower_the_loss():
-    for domain, rate in (("coordinates", 0.1), ("bases", 0.5)):
+    for domain, rate in (("coordinates", 0.1), ("bases", 0.3)):
         net = net_of(most=2).eval()
         optimizer = LossAware(net, domain, rate, other_rate=0.0)
         losses = []
@@ -244,7 +244,7 @@ def test_curvatures_are_the_gauss_newton_diagonal_in_both_domains():
                 place[g] = True
                 full[g][:, layer.grouping.join(place, layer.shape).flatten()] = b[g]
             wanted = torch.einsum("gij,jk,gik->gi", full, exact, full)
-        assert float((found - wanted).abs().sum() / wanted.sum().detach()) < 0.12
+        assert float((found - wanted).abs().sum() / wanted.sum()) < 0.12
 
 
 def dense_gauss_newton(net: Multibit, x: Tensor) -> Tensor:
@@ -257,4 +257,4 @@ def dense_gauss_newton(net: Multibit, x: Tensor) -> Tensor:
         return (reference.exp() * (reference - logits.log_softmax(1))).sum(1).mean()
 
     weight = dense.get_parameter("fc2.weight").detach()
-    return hessian(kl)(weight).reshape(weight.numel(), weight.numel())
+    return hessian(kl)(weight).reshape(weight.numel(), weight.numel()).detach()

@@ -24,6 +24,9 @@ from bitwright.multibit.prune import prune
 from bitwright.multibit.quadratic import BETAS, Moments, Quadratic
 
 DOMAINS = ("coordinates", "bases")
+#: steps before bases move, and coordinates go: AMSGrad's first steps are signs of gradients alone,
+#: each as long as the rate lets them be
+SETTLE = 10
 
 
 class LossAware:
@@ -70,6 +73,11 @@ class LossAware:
         alpha = self.net[name].alpha
         return max(float(alpha.sum() / (alpha > 0).sum().clamp(min=1)), 1e-12)
 
+    @property
+    def steps(self) -> int:
+        """Taken so far."""
+        return max(m.steps for m in self.moments.values())
+
     @torch.no_grad()
     def step(self) -> None:
         """Take the gradients of the last backward pass, move, and forget the rebuilt weights."""
@@ -80,7 +88,8 @@ class LossAware:
             if self.domain == "coordinates":
                 gradient = projected(gradient, layer.codes, layer.alpha.shape[1])
             self.moments[name].add(gradient)
-        for name, model in self.models().items():
+        settled = self.domain == "coordinates" or self.steps > SETTLE
+        for name, model in (self.models() if settled else {}).items():
             move = _coordinates if self.domain == "coordinates" else _bases
             layer = self.net[name]
             layer.become(move(layer.bases(), model))

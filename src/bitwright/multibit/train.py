@@ -23,13 +23,11 @@ from bitwright.multibit import checkpoint as kept
 from bitwright.multibit.gauss_newton import curvatures
 from bitwright.multibit.net import Multibit
 from bitwright.multibit.prune import coordinate_bits
-from bitwright.multibit.steps import LossAware
+from bitwright.multibit.steps import SETTLE, LossAware
 from bitwright.multibit.straight import StraightThrough
 from bitwright.network import join
 
 CURVATURES = ("amsgrad", "gauss-newton")
-#: steps of a pruning stage before the first removal: the statistics settle
-_SETTLE = 10
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Recipe:
     final: int = 1
     batch: int = 128
     rate: float = 1e-2
-    bases_rate: float = 1.0
+    bases_rate: float = 0.1
     other_rate: float = 1e-3
     share: float = 0.1
     curvature: str = "amsgrad"
@@ -105,8 +103,8 @@ def train(
         progress: called with each epoch's line.
 
     Returns:
-        A line an epoch: what, loop, stored bits, mean loss, signs' turns; the first one is the
-        beginning.
+        A line an epoch: what, loop, stored bits, mean loss, share of weights whose code changed
+        (by removals, too); the first one is the beginning.
 
     Raises:
         BitwrightError: nothing to learn from, an unknown curvature, a target that is not below the
@@ -230,13 +228,13 @@ class _Removal:
         done = sum(line["what"] == "prune" for line in run.history) + 1
         self.goal = first * (min(r.bits, first) / first) ** (done / epochs)
         self.start = coordinate_bits(run.net)
-        self.every = max(1, (steps - _SETTLE) // 40)
+        self.every = max(1, (steps - SETTLE) // 40)
         if r.curvature == "gauss-newton" and isinstance(run.optimizer, LossAware):
             self.rows = x[: 16 * r.batch].split(r.batch)
 
     def __call__(self, step: int) -> None:
         done = step + 1
-        if done != self.steps and (done < _SETTLE or done % self.every):
+        if done != self.steps and (done < SETTLE or done % self.every):
             return
         net, optimizer = self.run.net, self.run.optimizer
         assert isinstance(optimizer, LossAware)
