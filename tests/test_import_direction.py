@@ -24,7 +24,7 @@ TIERS = (
     ("quantize", "prune"),
     ("train",),
     ("deploy",),
-    ("overflow",),
+    ("overflow", "multibit"),
     ("cost",),
     ("report",),
     ("pipeline",),

@@ -73,7 +73,7 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
         else:
             value = _through(build, node.inputs[0], name, grids.get(name), name in narrow)
         graph.insert_before(node, build.nodes)
-        _replace(graph, node.outputs[0], value)
+        replace_value(graph, node.outputs[0], value)
         graph.remove(node, safe=True)
     fold_pads(graph)
     reshape_integers(graph)
@@ -141,7 +141,7 @@ def _looked_up(build: Builder, ids: Any, held: Container, call: str) -> ir.Value
     return value
 
 
-def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Everything that reads `old` reads `new`; the graph's outputs, too."""
     for use in list(old.uses()):
         use.node.replace_input_with(use.idx, new)

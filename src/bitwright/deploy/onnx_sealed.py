@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,11 @@ def save(model: ir.Model, quantized: Quantized, path: Path) -> None:
     for layer in quantized.network.layers:
         for bits in quantized.layers[layer.name].grid.bits.tolist():
             weights[bits] += layer.fan_in
+    save_counted(model, weights, path)
+
+
+def save_counted(model: ir.Model, weights: Mapping[int, int], path: Path) -> None:
+    """The same for a model of so many weights of each width."""
     said = {KEY: BLANK, "schema": SCHEMA, "weights": {str(b): weights[b] for b in sorted(weights)}}
     model.metadata_props[_ENTRY] = json.dumps(said, separators=(",", ":"))
     write(model, path, finish=seal)

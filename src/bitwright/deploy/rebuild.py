@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ class Program:
     skipped: tuple[str, ...]
 
 
-def _inflated(content: np.ndarray, limit: int, what: str) -> bytes:
+def inflated(content: np.ndarray, limit: int, what: str) -> bytes:
     """At most `limit` bytes of a zlib stream that is whole and has nothing behind it."""
     engine = zlib.decompressobj()
     text = engine.decompress(content.tobytes(), limit)
@@ -104,11 +104,11 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
         if name in tensors and (tensors[name].dtype != np.uint8 or tensors[name].ndim != 1):
             raise ValueError(f"its {name} is no row of bytes")
     limits = program_limits(tensors)
-    text = _inflated(tensors["program"], limits.text, "program")
+    text = inflated(tensors["program"], limits.text, "program")
     program: Program = decode(Program, parse(text, "its program"), "program")
     if len(program.graph) > limits.nodes:
         raise ValueError(f"its program has {len(program.graph)} nodes, more than its weights need")
-    shapes = _shapes(program)
+    shapes = layer_shapes(program.graph, program.layers)
     layers = _layers(shapes, tensors)
     parameters = {
         name[2:]: torch.from_numpy(np.array(value))
@@ -132,18 +132,20 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     return Quantized(network, layers, _grids(program, tensors))
 
 
-def _shapes(program: Program) -> list[tuple[str, str, tuple[int, ...]]]:
+def layer_shapes(
+    graph: Sequence[Any], layers: Sequence[Sequence[int]]
+) -> list[tuple[str, str, tuple[int, ...]]]:
     """Weight, bias and the weight's shape of each layer, from the nodes that call them.
 
     An embedding's bias is "": its lookup has the weight in front, and none.
     """
     found = []
-    for place, *shape in program.layers:
-        if not 0 <= place < len(program.graph):
+    for place, *shape in layers:
+        if not 0 <= place < len(graph):
             raise ValueError(f"its layer at {place} is not in its program")
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError("its layers have shapes without weights")
-        _, operation, (first, weight, *rest), *_ = program.graph[place]
+        _, operation, (first, weight, *rest), *_ = graph[place]
         if operation in _LOOKUPS:
             found.append((str(first["p"]), "", tuple(shape)))
         else:
@@ -172,7 +174,7 @@ def _layers(
             raise ValueError(f"its {name} holds NaN or infinite numbers")
     if not (tensors["scale"] > 0).all():
         raise ValueError("its scales are not all positive")
-    symbols = np.frombuffer(_inflated(tensors["grid"], sum(rows) + 1, "grid"), np.uint8)
+    symbols = np.frombuffer(inflated(tensors["grid"], sum(rows) + 1, "grid"), np.uint8)
     if len(symbols) != sum(rows):
         raise ValueError(f"widths of {len(symbols)} channels do not fit {sum(rows)}")
     bits = torch.from_numpy((symbols % 16).astype(np.int64))

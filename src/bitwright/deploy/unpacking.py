@@ -175,12 +175,16 @@ def _row_places(build: Builder, found: Sequence[Bank], width: ir.Value) -> list[
     if not any(mixed):
         return [None] * len(found)
     rows = [bank.rows for bank in found]
-    cut = build.pieces(_sorted_places(build, width, rows), rows)
+    cut = build.pieces(sorted_places(build, width, rows), rows)
     return [piece if wanted else None for piece, wanted in zip(cut, mixed, strict=True)]
 
 
-def _sorted_places(build: Builder, width: ir.Value, rows: Sequence[int]) -> ir.Value:
+def sorted_places(
+    build: Builder, width: ir.Value, rows: Sequence[int], widths: int = 8
+) -> ir.Value:
     """Where each row lies in its bank once that is sorted by width, int64 [Σ rows].
+
+    `width` is any number below `widths`.
 
     A sort by (bank, width, row): the row, because not every runtime's TopK keeps equal ones in
     their order as ONNX wants it. The sort of that sort is its inverse.
@@ -192,7 +196,7 @@ def _sorted_places(build: Builder, width: ir.Value, rows: Sequence[int]) -> ir.V
         ones = build.op("Expand", ints(1), ints(len(rows) - 1))
         marks = build.op("ScatterElements", marks, ints(*starts[1:]), ones, axis=0)
         bank = build.op("CumSum", marks, np.array(0, np.int64))
-        key = build.op("Add", build.op("Mul", bank, np.array(8, np.int64)), key)
+        key = build.op("Add", build.op("Mul", bank, np.array(widths, np.int64)), key)
         first = build.op("Gather", ints(*starts), bank, axis=0)
     index = build.op("Range", *(np.array(v, np.int64) for v in (0, total, 1)))
     place = build.op("Add", build.op("Mul", key, np.array(total, np.int64)), index)

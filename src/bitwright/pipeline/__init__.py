@@ -3,6 +3,7 @@
 from bitwright.pipeline.compress import Result, compress, finish, load
 from bitwright.pipeline.keep import PruneSettings
 from bitwright.pipeline.methods import METHODS
+from bitwright.pipeline.multibit import MultibitSettings, train_multibit
 from bitwright.pipeline.prune import (
     Pruned,
     load_network,
@@ -18,6 +19,7 @@ from bitwright.pipeline.training import convert, prepare
 __all__ = [
     "METHODS",
     "STAGES",
+    "MultibitSettings",
     "PruneSettings",
     "Pruned",
     "Result",
@@ -33,4 +35,5 @@ __all__ = [
     "prune",
     "prune_and_compress",
     "run_prune",
+    "train_multibit",
 ]

@@ -1,0 +1,255 @@
+"""The loop of ALQ (Qu et al., arXiv 1912.08883, algorithm 1): prune, bases, coordinates, R times.
+
+Each outer loop removes coordinates down to its share of the way, then optimizes bases, then
+coordinates; after the last one, optionally, straight-through epochs with a float copy and once more
+coordinates. Stored bits a weight fall geometrically over the loops, and within a loop over the
+steps of its pruning: no step removes much. Where an epoch ends, all of the state is in the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitwright.errors import BitwrightError
+from bitwright.multibit import checkpoint as kept
+from bitwright.multibit.gauss_newton import curvatures
+from bitwright.multibit.net import Multibit
+from bitwright.multibit.prune import coordinate_bits
+from bitwright.multibit.steps import SETTLE, LossAware
+from bitwright.multibit.straight import StraightThrough
+from bitwright.network import join
+
+CURVATURES = ("amsgrad", "gauss-newton")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        bits: stored bits a weight at the end: signs, coordinates and counts.
+        loops: R.
+        prune, bases, coordinates: epochs of each in a loop.
+        straight: straight-through epochs at the end; 0 for none.
+        final: epochs of coordinates after all.
+        batch: rows in a step.
+        rate: of coordinates and of the float copy, relative to the mean coordinate of a layer.
+        bases_rate: of bases, likewise.
+        other_rate: of biases and batch-norm. All rates fall linearly over the epochs.
+        share: of a layer's coordinates that one removal may take.
+        curvature: `amsgrad`, or `gauss-newton` for the importance of coordinates.
+        seed: of the order of rows and of their changes.
+    """
+
+    bits: float = 1.0
+    loops: int = 4
+    prune: int = 1
+    bases: int = 1
+    coordinates: int = 1
+    straight: int = 2
+    final: int = 1
+    batch: int = 128
+    rate: float = 1e-2
+    bases_rate: float = 0.1
+    other_rate: float = 1e-3
+    share: float = 0.1
+    curvature: str = "amsgrad"
+    seed: int = 0
+
+    def epochs(self) -> list[tuple[str, int, bool]]:
+        """(what, loop, whether a new optimizer begins) of every epoch."""
+        found: list[tuple[str, int, bool]] = []
+        for loop in range(self.loops):
+            for what in ("prune", "bases", "coordinates"):
+                found += [(what, loop, i == 0) for i in range(getattr(self, what))]
+        found += [("straight", self.loops, i == 0) for i in range(self.straight)]
+        return found + [("coordinates", self.loops, i == 0) for i in range(self.final)]
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def train(
+    net: Multibit,
+    x: Tensor,
+    y: Tensor | None,
+    recipe: Recipe,
+    *,
+    loss: Loss = F.cross_entropy,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+    augment: Augment | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train the bases of a net in place.
+
+    Args:
+        net: from :func:`~bitwright.multibit.net.prepare`.
+        x: [n, ...] rows; y: [n, ...] their labels, or None with a teacher.
+        recipe: how.
+        loss: mean loss of a batch from outputs and labels, or from outputs and the teacher's.
+        teacher: outputs for rows; in the place of labels.
+        augment: changes the rows of each step.
+        checkpoint: a file that every epoch's state is kept in; training goes on from it.
+        progress: called with each epoch's line.
+
+    Returns:
+        A line an epoch: what, loop, stored bits, mean loss, share of weights whose code changed
+        (by removals, too); the first one is the beginning.
+
+    Raises:
+        BitwrightError: nothing to learn from, an unknown curvature, a target that is not below the
+            beginning, a loss that is not finite, or a checkpoint of another training.
+    """
+    _check(net, x, y, teacher, recipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    run = _Run(net, recipe, generator, [])
+    plan = recipe.epochs()
+    if checkpoint is not None and checkpoint.is_file():
+        run = _resumed(run, checkpoint, plan)
+    else:
+        run.history.append({"epoch": 0, "what": "start", "loop": 0, "bits": net.average_bits()})
+    for at in range(len(run.history) - 1, len(plan)):
+        what, loop, fresh = plan[at]
+        if fresh or run.optimizer is None:
+            run.optimizer = _optimizer(net, what, recipe, 1 - at / len(plan))
+        line = _epoch(run, (x, y), what, loop, (loss, teacher, augment))
+        run.history.append({"epoch": at + 1, "what": what, "loop": loop, **line})
+        if progress:
+            progress(run.history[-1])
+        if checkpoint is not None:
+            kept.save(checkpoint, run.net, run.optimizer.state(), generator, run.history)
+    net.eval()
+    return run.history
+
+
+@dataclass
+class _Run:
+    """What changes while a training goes on."""
+
+    net: Multibit
+    recipe: Recipe
+    generator: torch.Generator
+    history: list[dict[str, Any]]
+    optimizer: LossAware | StraightThrough | None = None
+
+
+def _check(net: Multibit, x: Tensor, y: Tensor | None, teacher: object, recipe: Recipe) -> None:
+    if y is None and teacher is None:
+        raise BitwrightError("there is nothing to learn from: give labels, or a teacher")
+    if recipe.curvature not in CURVATURES:
+        raise BitwrightError(
+            f"curvature {recipe.curvature!r} is unknown; use {' or '.join(CURVATURES)}"
+        )
+    if not recipe.bits > 0:
+        raise BitwrightError(f"{recipe.bits} bits a weight is no target; give a positive number")
+    if len(x) < recipe.batch:
+        raise BitwrightError(f"{len(x)} rows are less than a batch of {recipe.batch}")
+
+
+def _resumed(run: _Run, path: Path, plan: list[tuple[str, int, bool]]) -> _Run:
+    state, run.history = kept.load(path, run.net, run.generator)
+    done = len(run.history) - 1
+    if [line["what"] for line in run.history[1:]] != [what for what, _, _ in plan[:done]]:
+        raise BitwrightError(f"{path} is of a training with another recipe; delete it")
+    if done < len(plan) and not plan[done][2]:
+        begun = max(i for i in range(done + 1) if plan[i][2])
+        what = plan[done][0]
+        run.optimizer = _optimizer(run.net, what, run.recipe, 1 - begun / len(plan))
+        run.optimizer.restore(state)
+    return run
+
+
+def _optimizer(net: Multibit, what: str, r: Recipe, left: float) -> LossAware | StraightThrough:
+    if what == "straight":
+        return StraightThrough(net, r.rate * left, other_rate=r.other_rate * left)
+    domain = "bases" if what == "bases" else "coordinates"
+    rate = r.bases_rate if what == "bases" else r.rate
+    return LossAware(net, domain, rate * left, other_rate=r.other_rate * left)
+
+
+def _epoch(
+    run: _Run,
+    rows: tuple[Tensor, Tensor | None],
+    what: str,
+    loop: int,
+    rules: tuple[Loss, Callable[[Tensor], Tensor] | None, Augment | None],
+) -> dict[str, Any]:
+    x, y = rows
+    loss_of, teacher, augment = rules
+    net, r = run.net, run.recipe
+    net.train()
+    order = torch.randperm(len(x), generator=run.generator)
+    steps = len(x) // r.batch
+    removal = _Removal(run, loop, steps, x) if what == "prune" else None
+    codes = {name: net[name].codes.clone() for name in net.names}
+    total = torch.zeros(())
+    assert run.optimizer is not None
+    for step in range(steps):
+        chosen = order[step * r.batch : (step + 1) * r.batch]
+        batch = x[chosen] if augment is None else augment(x[chosen], run.generator)
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = teacher(batch)
+        else:
+            assert y is not None
+            wanted = y[chosen]
+        found = loss_of(join(net(batch)), wanted)
+        found.backward()
+        run.optimizer.step()
+        total += found.detach()
+        if removal is not None:
+            removal(step)
+    if not bool(torch.isfinite(total)):
+        raise BitwrightError(
+            f"the loss is not finite after epoch {len(run.history)} ({what}): lower the rates"
+        )
+    turned = sum(int((net[n].codes != codes[n]).sum()) for n in net.names)
+    return {"bits": net.average_bits(), "loss": float(total / max(1, steps)),
+            "turned": turned / net.weights}  # fmt: skip
+
+
+class _Removal:
+    """Removes coordinates step by step down to the bits of a loop."""
+
+    def __init__(self, run: _Run, loop: int, steps: int, x: Tensor) -> None:
+        first, r = run.history[0]["bits"], run.recipe
+        self.run, self.steps = run, steps
+        epochs = r.loops * max(1, r.prune)
+        done = sum(line["what"] == "prune" for line in run.history) + 1
+        self.goal = first * (min(r.bits, first) / first) ** (done / epochs)
+        self.start = coordinate_bits(run.net)
+        self.every = max(1, (steps - SETTLE) // 40)
+        if r.curvature == "gauss-newton" and isinstance(run.optimizer, LossAware):
+            self.rows = x[: 16 * r.batch].split(r.batch)
+
+    def __call__(self, step: int) -> None:
+        done = step + 1
+        if done != self.steps and (done < SETTLE or done % self.every):
+            return
+        net, optimizer = self.run.net, self.run.optimizer
+        assert isinstance(optimizer, LossAware)
+        if done == self.steps:  # what is left, with the counts as they are stored
+            while (over := net.packed().size_bits - self.goal * net.weights) > 0:
+                self._remove(optimizer, over, 1.0)
+            return
+        counts = 8 * net.packed().counts.nbytes
+        goal = max(1.0, self.goal * net.weights - counts)
+        now = self.start * (goal / self.start) ** (done / self.steps)
+        self._remove(optimizer, coordinate_bits(net) - now, self.run.recipe.share)
+
+    def _remove(self, optimizer: LossAware, spare: float, share: float) -> None:
+        if self.run.recipe.curvature == "gauss-newton":
+            found = curvatures(self.run.net, self.rows, weights=False, seed=self.run.recipe.seed)
+            optimizer.prune(spare, share, curvature=found)
+        else:
+            optimizer.prune(spare, share)

@@ -1,0 +1,62 @@
+"""`train-multibit`: a run from a task to files, and what it prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitwright import multibit
+from bitwright.deploy import runtime
+from bitwright.network import outputs
+from pipeline import tiny
+from pipeline.tiny import call, given, refused
+
+SHORT = {"bits": 2, "loops": 1, "straight": 1, "batch": 16, "size": 18}
+
+
+def test_the_command_trains_writes_and_says_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny.write(tmp_path)
+    words = given(tmp_path, out=tmp_path / "run", group="0=kernel", **SHORT)
+    assert call("train-multibit", *words, "--labels", "--quiet") == 0
+    said = capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "run" / "multibit.json").read_text())
+    found = multibit.load(tmp_path / "run" / "model.safetensors")
+    assert said[0] == (
+        f"{found.average_bits:.3f} bits a weight: signs, coordinates, counts of bases"
+    )
+    assert said[1].startswith("KL to the original ") and ", top-1 0." in said[1] + "0."
+    size = (tmp_path / "run" / "model.onnx").stat().st_size
+    assert said[3] == f"{tmp_path / 'run' / 'model.onnx'}: {size:,} bytes"
+    assert written["bits"] == found.average_bits <= 2.2, "float16 and folding change nothing much"
+    assert [line["what"] for line in written["history"]] == [
+        "start", "prune", "bases", "coordinates", "straight", "coordinates",
+    ]  # fmt: skip
+    page = (tmp_path / "run" / "multibit.html").read_text()
+    assert "<svg" in page and f"{len(written['history']) - 1}</th>" in page
+    x = tiny.rows(8, 3)
+    session = runtime.session(tmp_path / "run" / "model.onnx")
+    answers = session.run(None, {"input": x.numpy()})[0]
+    assert np.abs(answers - outputs(found.network.module, x).numpy()).max() < 1e-4
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path):
+    tiny.write(tmp_path)
+    words = given(tmp_path, out=tmp_path / "run", **SHORT)
+    assert call("train-multibit", *words, "--quiet") == 0
+    before = tiny.digests(tmp_path / "run", ("model.safetensors", "model.onnx"))
+    kept = (tmp_path / "run" / "training.safetensors").stat().st_mtime_ns
+    assert call("train-multibit", *words, "--quiet") == 0
+    assert tiny.digests(tmp_path / "run", before) == before
+    assert (tmp_path / "run" / "training.safetensors").stat().st_mtime_ns == kept
+
+
+def test_bad_groups_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny.write(tmp_path)
+    words = given(tmp_path, out=tmp_path / "run", **SHORT)
+    assert "no layer '9'" in refused(capsys, "train-multibit", *words, "--group", "9=kernel")
+    assert "divide" in refused(capsys, "train-multibit", *words, "--group", "0=5")
