@@ -58,6 +58,12 @@ def equal(name: str, rows: harness.Rows, quick: bool) -> None:
         found.same_class == 1.0,
     )
     rows.add(
+        f"rows with the same class from the runtime's own integers, {name}",
+        found.same_class_given,
+        "= 1",
+        found.same_class_given == 1.0,
+    )
+    rows.add(
         f"layers on integers, {name}",
         found.qlinear_convolutions + found.integer_linears,
         f"= {found.convolutions + found.linears}",

@@ -17,8 +17,8 @@ from bitwright.arith.packing import codes_by_width, rows_by_width
 from bitwright.deploy import IntegerNetwork, artefact, onnx_file, runtime, verify
 from bitwright.deploy.banks import banks
 from bitwright.deploy.integer import Stored
+from bitwright.deploy.verify import Tally, _compare, _Comparison, _integers, lookups
 from bitwright.deploy.verify import _same_class as same_class
-from bitwright.deploy.verify import lookups
 from bitwright.errors import BitwrightError
 from bitwright.network import build
 from bitwright.network.network import fused_activation
@@ -266,6 +266,20 @@ def test_another_network_is_found(file: Callable[[str], tuple[Quantized, Path]])
     changed = replace(quantized, layers={**quantized.layers, name: other})
     found = verify(changed, path, fresh("fire"))
     assert not found.ok and found.same_class < 1 and found.output_error > 0.1
+
+
+def test_outputs_are_compared_from_the_integers_given():
+    quantized, x = nets.quantized("gelu_tokens")
+    reference = IntegerNetwork(quantized)
+    alone, notes = _integers(reference, x)
+    first = next(iter(notes))
+    moved = {first: (notes[first] + 40).clamp(max=255)}
+    result, others = _integers(reference, x, moved)  # all that follows from another tensor
+    answers = {name: value.numpy() for name, value in (others | moved).items()}
+    total = _Comparison({name: Tally() for name in notes})
+    ours, given = _compare(total, reference, x, answers)
+    assert torch.equal(ours, alone) and torch.equal(given, result)
+    assert not torch.allclose(ours, given, atol=1e-3)
 
 
 def test_a_file_that_is_not_fused_is_not_ok(file: Callable[[str], tuple[Quantized, Path]]):
