@@ -38,6 +38,7 @@ from bitwright.arith.grid import fits_container
 from bitwright.arith.packing import codes_by_width, pack, rows_by_width
 from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, program_limits, rebuild
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
+from bitwright.deploy.written import put
 from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
 from bitwright.network.program import to_json, unstorable
@@ -102,9 +103,7 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
             f"artefact of {network.weights} weights; export the ONNX file alone"
         )
     tensors["program"] = _compressed(program)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(to_bytes(tensors, {"schema": SCHEMA, **metadata}))
-    temporary.replace(path)
+    put(path, to_bytes(tensors, {"schema": SCHEMA, **metadata}))
 
 
 def symbols(layer: Layer, stored: QuantizedLayer) -> np.ndarray:

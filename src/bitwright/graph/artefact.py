@@ -27,6 +27,7 @@ import torch
 from bitwright.arith.packing import pack, unpack
 from bitwright.deploy.rebuild import STREAMS
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
+from bitwright.deploy.written import put
 from bitwright.errors import BitwrightError
 from bitwright.graph.degree_quant import DegreeQuant
 from bitwright.graph.nets import Form, build
@@ -73,9 +74,7 @@ def save(net: DegreeQuant, form: Form, path: Path, metadata: Mapping[str, Any]) 
         "sites": list(net.ranges),
         **metadata,
     }
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(to_bytes(tensors, header))
-    temporary.replace(path)
+    put(path, to_bytes(tensors, header))
 
 
 def load(path: Path) -> tuple[DegreeQuant, Mapping[str, Any]]:

@@ -29,6 +29,7 @@ from torch import Tensor
 from bitwright.codec import decode, parse
 from bitwright.deploy.rebuild import inflated, layer_shapes, program_limits
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
+from bitwright.deploy.written import put
 from bitwright.errors import BitwrightError
 from bitwright.multibit.groups import KINDS, Grouping
 from bitwright.multibit.packed import Packed, unpack
@@ -92,9 +93,7 @@ def save(stored: Stored, path: Path, metadata: Mapping[str, Any]) -> None:
         )
     program = json.dumps(_program(stored), separators=(",", ":")).encode()
     tensors["program"] = np.frombuffer(zlib.compress(program, 9), np.uint8)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(to_bytes(tensors, {"schema": SCHEMA, "kind": KIND, **metadata}))
-    temporary.replace(path)
+    put(path, to_bytes(tensors, {"schema": SCHEMA, "kind": KIND, **metadata}))
 
 
 def load(path: Path) -> Stored:

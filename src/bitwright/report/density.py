@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from bitwright.curvature.spectrum import Density
 from bitwright.report import svg
 from bitwright.report.figures import figure
-from bitwright.report.page import POLICY, stylesheet
+from bitwright.report.page import POLICY, put, stylesheet
 from bitwright.report.words import number
 
 #: points of the curve
@@ -68,6 +67,4 @@ def write_density(
         f"<main>\n<h1>{title}</h1>\n{density_figure(found, name, width)}\n</main>\n"
         "</body>\n</html>\n"
     )
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(page, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    put(page, path)

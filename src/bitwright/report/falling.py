@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from bitwright.report import svg, words
 from bitwright.report.figures import figure
-from bitwright.report.page import POLICY, stylesheet
+from bitwright.report.page import filled, put
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -48,19 +46,9 @@ def falling(history: Sequence[Mapping[str, Any]]) -> str:
 
 def render(history: Sequence[Mapping[str, Any]]) -> str:
     """The page of the lines of a training."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: words.plain(value) if type(value) is str else value,
-    )
-    return environment.from_string(_PAGE).render(
-        lines=history, drawn=Markup(falling(history)), css=Markup(stylesheet()), policy=POLICY,
-        num=words.number,
-    )  # fmt: skip
+    return filled(_PAGE, lines=history, drawn=Markup(falling(history)), num=words.number)
 
 
 def write(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the page, to a temporary name first."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(render(history), encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    put(render(history), path)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from bitwright.report import words
-from bitwright.report.page import POLICY, stylesheet
+from bitwright.report.page import filled, put
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -43,18 +38,9 @@ _NAMES = {
 
 def render(said: Mapping[str, Any]) -> str:
     """The page of what `graph.json` says."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: words.plain(value) if type(value) is str else value,
-    )
-    return environment.from_string(_PAGE).render(
-        s=said, css=Markup(stylesheet()), policy=POLICY, names=_NAMES
-    )
+    return filled(_PAGE, s=said, names=_NAMES)
 
 
 def write(said: Mapping[str, Any], path: Path) -> None:
     """Write the page, to a temporary name first."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(render(said), encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    put(render(said), path)

@@ -51,9 +51,25 @@ def render(summary: Summary) -> str:
 
 def write(summary: Summary, path: Path) -> None:
     """Write the page, to a temporary name first."""
+    put(render(summary), path)
+
+
+def put(page: str, path: Path) -> None:
+    """Write any page, to a temporary name first."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(render(summary), encoding="utf-8", newline="\n")
+    temporary.write_text(page, encoding="utf-8", newline="\n")
     os.replace(temporary, path)
+
+
+def filled(template: str, **values: Any) -> str:
+    """A small page: the template with these values, our style and policy among them."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: words.plain(value) if type(value) is str else value,
+    )
+    css = Markup(stylesheet())
+    return environment.from_string(template).render(css=css, policy=POLICY, **values)
 
 
 def key_figures(summary: Summary) -> list[tuple[str, str, str]]:

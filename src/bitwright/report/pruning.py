@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from bitwright.report import words
-from bitwright.report.page import POLICY, stylesheet
+from bitwright.report.page import filled, put
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -46,19 +42,9 @@ def render(said: Mapping[str, Any], metric: str) -> str:
     def share(unit: str) -> str:
         return f"{said['size']['after'][unit] / max(said['size']['before'][unit], 1):.1%}"
 
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: words.plain(value) if type(value) is str else value,
-    )
-    return environment.from_string(_PAGE).render(
-        s=said, css=Markup(stylesheet()), policy=POLICY, names=_NAMES, metric=metric,
-        share=share, num=words.number,
-    )  # fmt: skip
+    return filled(_PAGE, s=said, names=_NAMES, metric=metric, share=share, num=words.number)
 
 
 def write(said: Mapping[str, Any], metric: str, path: Path) -> None:
     """Write the page, to a temporary name first."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(render(said, metric), encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    put(render(said, metric), path)
