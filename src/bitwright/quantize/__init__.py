@@ -28,6 +28,7 @@ from bitwright.quantize.simulate import simulate
 from bitwright.quantize.weights import (
     QuantizedLayer,
     WeightTable,
+    as_corrected,
     mean_bits,
     round_weights,
     weight_tables,
@@ -47,6 +48,7 @@ __all__ = [
     "QuantizedLayer",
     "Rows",
     "WeightTable",
+    "as_corrected",
     "blank_edges",
     "calibrate",
     "channel_losses",

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from bitwright.curvature.divergence import per_sample
-from bitwright.network import Layer, Network, batches, join, run
+from bitwright.network import Layer, Network, batches, join, outputs, run
 from bitwright.network.segments import Segment, segments
 from bitwright.quantize.activations import EdgeGrid, fake_quantize
 from bitwright.quantize.correct import Quantized
-from bitwright.quantize.weights import QuantizedLayer
+from bitwright.quantize.weights import QuantizedLayer, as_corrected
 
 #: steps a block, rows in a step, Adam's rate; of the biases relative to their mean
 ITERATIONS, BATCH, RATE, BIAS_RATE = 1000, 32, 1e-2, 1e-3
@@ -61,9 +61,7 @@ class SoftRows(nn.Module):
         super().__init__()
         self.stored = stored
         grid, codes = stored.grid, stored.codes.to(float_rows.dtype)
-        half, meant = grid.zero[:, None] / 2, stored.matrix()
-        gain = (float_rows * meant).sum(1) / float_rows.square().sum(1).clamp(min=1e-12)
-        u = float_rows * gain.clamp(1 / 16, 16)[:, None] / grid.scale[:, None] + half
+        u = as_corrected(float_rows, stored) / grid.scale[:, None] + grid.zero[:, None] / 2
         u = u.clamp(codes - 0.5, codes + 0.5)
         top = (2**grid.bits - 1)[:, None]
         self.low = torch.where(u >= codes, codes, codes - 1).clamp(min=0).minimum(top - 1)
@@ -122,10 +120,11 @@ def learn_rounding(
     for index, block in enumerate(blocks):
         part = _Part(replace(quantized, layers=done), block, index == 0, chunk)
         loss = _loss(network, block, traces, kind, class_axis)
-        target = part.all(floats, float_ones=True)
+        target = outputs(block.module, floats, chunk=chunk)
         held = len(x) - int(len(x) * HELD) or 1
         before = part.all(rounded)
-        found = part.learned(rounded[:held], target[:held], loss, iterations, generator)
+        scale = max(float(loss(before[:held], target[:held]).mean()), 1e-12)
+        found = part.learned(rounded[:held], target[:held], loss, scale, iterations, generator)
         after = part.all(rounded, found)
         if loss(after[held:], target[held:]).mean() < loss(before[held:], target[held:]).mean():
             done |= found
@@ -148,7 +147,7 @@ def _loss(
 
 
 class _Part:
-    """A block in float and rounded; the rounded one is fed rounded values."""
+    """A rounded block, fed rounded values."""
 
     def __init__(self, quantized: Quantized, block: Segment, first: bool, chunk: int) -> None:
         self.quantized, self.block, self.first, self.chunk = quantized, block, first, chunk
@@ -173,26 +172,24 @@ class _Part:
         return join(run(self.block.module, rows, call, enter=enter, constants=constants))
 
     @torch.no_grad()
-    def all(
-        self,
-        x: Tensor,
-        found: Mapping[str, QuantizedLayer] | None = None,
-        *,
-        float_ones: bool = False,
-    ) -> Tensor:
-        """Outputs for all rows: float ones, or with the layers as stored or as `found`."""
-        if float_ones:
-            return torch.cat([join(run(self.block.module, b)) for b in batches(x, self.chunk)])
+    def all(self, x: Tensor, found: Mapping[str, QuantizedLayer] | None = None) -> Tensor:
+        """Outputs for all rows, with the layers as stored, or as `found`."""
         constants = dict(self.fixed)
-        for layer in self.layers:
-            if found is not None and layer.name in found:
-                constants |= _constants(layer, found[layer.name])
+        for layer in self.layers if found else ():
+            assert found is not None
+            constants |= _constants(layer, found[layer.name])
         return torch.cat([self.run(b, constants) for b in batches(x, self.chunk)])
 
     def learned(
-        self, x: Tensor, target: Tensor, loss: Loss, iterations: int, generator: torch.Generator
+        self,
+        x: Tensor,
+        target: Tensor,
+        loss: Loss,
+        scale: float,
+        iterations: int,
+        generator: torch.Generator,
     ) -> dict[str, QuantizedLayer]:
-        """The layers after so many steps."""
+        """The layers after so many steps; `scale` is L₀."""
         network = self.quantized.network
         rows = {
             la.name: SoftRows(network.matrix(la).detach(), self.quantized.layers[la.name])
@@ -205,7 +202,6 @@ class _Part:
             spread = float(r.bias.detach().abs().mean()) if len(r.bias) else 0.0
             groups.append({"params": [r.bias], "lr": BIAS_RATE * max(spread, 1e-8)})
         optimizer = torch.optim.Adam(groups)
-        scale = max(float(loss(self.all(x), target).mean()), 1e-12)
         count = sum(r.v.numel() for r in rows.values())
         for step in range(iterations):
             some = torch.randint(len(x), (BATCH,), generator=generator)

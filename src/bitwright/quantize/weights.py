@@ -70,6 +70,16 @@ class QuantizedLayer:
         return dequantize(self.codes, self.grid)
 
 
+def as_corrected(float_rows: Tensor, stored: QuantizedLayer) -> Tensor:
+    """Float weights [rows, fan_in] times the gain that correction gave each row's scale.
+
+    `⟨w, ŵ⟩ / ‖w‖²`, 1/16 to 16: their codes are the stored ones, up to what rounding that looks at
+    data, or training, has moved.
+    """
+    gain = (float_rows * stored.matrix()).sum(1) / float_rows.square().sum(1).clamp(min=1e-12)
+    return float_rows * gain.clamp(1 / 16, 16)[:, None]
+
+
 def round_weights(
     network: Network, tables: Mapping[str, WeightTable], bits: Mapping[str, np.ndarray]
 ) -> dict[str, QuantizedLayer]:

@@ -22,7 +22,7 @@ from bitwright.arith.accumulator import Bounded
 from bitwright.arith.grid import Grid, quantize, round_scale
 from bitwright.arith.project import codes_within
 from bitwright.network import Layer, Network, join, run
-from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer
+from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer, as_corrected
 from bitwright.train.straight import straight_values, straight_weights
 
 #: codes of weights in steps from the lowest level, [rows, fan_in]
@@ -142,12 +142,7 @@ class _Rows(nn.Module):
     ) -> None:
         super().__init__()
         self.rounding = rounding
-        # float weights times the correction's gain: their codes are the stored codes, up to what
-        # rounding that looks at data, or training before, may have moved
-        w = network.matrix(layer).detach()
-        meant = stored.matrix()
-        gain = (w * meant).sum(1) / w.square().sum(1).clamp(min=1e-12)
-        latent = w * gain.clamp(1 / 16, 16)[:, None]
+        latent, meant = as_corrected(network.matrix(layer).detach(), stored), stored.matrix()
         same = quantize(latent, stored.grid) == stored.codes
         self.weight = nn.Parameter(torch.where(same, latent, meant).clone())
         self.log_step = nn.Parameter(stored.grid.scale.log())
