@@ -76,9 +76,8 @@ def products(quantized: Quantized, x: torch.Tensor) -> dict[str, tuple[np.ndarra
             continue
         matrix = in_kernel_order(given[layer.name]).numpy().astype(np.int8)
         size = layer.rows // layer.groups
-        for group in range(layer.groups):
-            inside = kernel_order(layer, node, stored.q - stored.grid.zero, group)
-            inside = (inside + stored.grid.zero).numpy().astype(np.uint8)
+        for group, columns in enumerate(kernel_order(layer, node, stored.q - stored.grid.zero)):
+            inside = (columns + stored.grid.zero).numpy().astype(np.uint8)
             rows = matrix[group * size : (group + 1) * size]
             found[f"{node.name}-{group}"] = inside, np.ascontiguousarray(rows.T)
     return found

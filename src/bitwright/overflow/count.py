@@ -8,7 +8,7 @@ accumulator would. The bias joins in 32 bits afterwards, as in kernels with narr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,10 +119,9 @@ def _counted(
 
     matrix, size = in_kernel_order(given), layer.rows // layer.groups
     parts, count = [], 0
-    for group in range(layer.groups):
-        inside = kernel_order(layer, node, x, group)
-        if accumulator.kind == "pairs":  # padding is a zero point
-            inside = inside + stored.grid.zero
+    offset = stored.grid.zero if accumulator.kind == "pairs" else 0  # padding is a zero point
+    for group, ordered in enumerate(kernel_order(layer, node, x)):
+        inside = ordered + offset
         rows = matrix[group * size : (group + 1) * size]
         parts.append(met(inside.long().numpy(), rows.numpy(), accumulator))
         count = len(inside)
@@ -141,14 +140,13 @@ def in_kernel_order(given: Operands) -> Tensor:
     return torch.stack([ordered, torch.zeros_like(ordered)], 2).flatten(1)  # pairs of one
 
 
-def kernel_order(layer: Layer, node: Node, x: Tensor, group: int = 0) -> Tensor:
-    """What every sum of a group multiplies, [sums, K], in the order of the weights above."""
-    found = columns(layer, node, x, most=max(x.shape))[group].mT
+def kernel_order(layer: Layer, node: Node, x: Tensor) -> Iterator[Tensor]:
+    """What every sum of each group multiplies, [sums, K], in the order of the weights above."""
     size = math.prod(layer.shape[2:])
-    found = found.unflatten(1, (-1, size)).mT.flatten(1)
-    if layer.kind == "linear" or not is_depthwise(layer):
-        return found
-    return torch.stack([found, torch.zeros_like(found)], 2).flatten(1)
+    paired = layer.kind != "linear" and is_depthwise(layer)
+    for found in columns(layer, node, x, most=max(x.shape)):  # one group after another
+        ordered = found.mT.unflatten(1, (-1, size)).mT.flatten(1)
+        yield torch.stack([ordered, torch.zeros_like(ordered)], 2).flatten(1) if paired else ordered
 
 
 def _add(found: dict[str, Count], layer: Layer, more: Count) -> None:

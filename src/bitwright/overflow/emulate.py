@@ -46,16 +46,16 @@ def emulated(quantized: Quantized, accumulator: Accumulator) -> IntegerNetwork:
         matrix, size = in_kernel_order(given[layer.name]), layer.rows // layer.groups
         offset = x.grid.zero if accumulator.kind == "pairs" else 0
         parts = []
-        for group in range(layer.groups):
-            columns = (kernel_order(layer, node, inside, group) + offset).long()
+        for group, found in enumerate(kernel_order(layer, node, inside)):
+            columns = (found + offset).long()
             rows = matrix[group * size : (group + 1) * size]
             part = torch.from_numpy(narrow_sums(columns.numpy(), rows.numpy(), accumulator))
             parts.append(part - offset * rows.sum(1))
-        found = torch.cat(parts, 1).double()  # [images × positions, rows], images within positions
+        result = torch.cat(parts, 1).double()  # [images × positions, rows], images within positions
         shape = sums(layer, node, inside[:1], given[layer.name].weight).shape[1:]
         if layer.kind == "linear":
-            return found.reshape(len(inside), *shape)
-        return found.T.reshape(layer.rows, len(inside), *shape[1:]).transpose(0, 1)
+            return result.reshape(len(inside), *shape)
+        return result.T.reshape(layer.rows, len(inside), *shape[1:]).transpose(0, 1)
 
     return IntegerNetwork(quantized, narrow)
 
