@@ -71,7 +71,7 @@ def test_the_artefact_answers_as_what_was_trained(place: Path):
     labelled = of_nodes(load_nodes(place / "nodes.npz"))
     assert header["accuracy"]["test"] == accuracy(found, labelled, "test")
     assert not found.training and header["form"]["kind"] == "gcn"
-    with pytest.raises(BitwrightError, match=r"bitwright\.graph\.artefact\.load reads it"):
+    with pytest.raises(BitwrightError, match=r"graph network; bitwright\.graph\.artefact\.load"):
         deploy_artefact.load(place / "run" / "model.safetensors")
 
 

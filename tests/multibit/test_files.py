@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 
+from bitwright.deploy import artefact as deploy_artefact
 from bitwright.deploy import onnx_sealed, runtime
 from bitwright.deploy.tensors import from_bytes, to_bytes
 from bitwright.errors import BitwrightError
@@ -60,6 +61,9 @@ def test_the_artefact_comes_back_bit_for_bit(made: tuple[Multibit, Stored, Path]
         assert torch.equal(found.network.matrix(layer), held.network.matrix(layer))
     assert found.average_bits == held.average_bits
     assert (folder / "model.safetensors").stat().st_size >= held.packed().size_bits // 8
+    says = r"is a multi-bit network; bitwright\.multibit\.artefact\.load reads it"
+    with pytest.raises(BitwrightError, match=says):
+        deploy_artefact.load(folder / "model.safetensors")
 
 
 def test_onnxruntime_unpacks_the_same_weights_and_answers(made: tuple[Multibit, Stored, Path]):

@@ -45,6 +45,11 @@ from bitwright.network.program import to_json, unstorable
 from bitwright.quantize import Quantized, QuantizedLayer
 
 SCHEMA = 2
+#: what reads artefacts of other kinds
+READERS = {
+    "graph": "bitwright.graph.artefact.load",
+    "multi-bit": "bitwright.multibit.artefact.load",
+}
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,9 @@ def load(path: Path) -> Artefact:
     """
     content = read_bytes(path, "a bitwright artefact")
     tensors, header = from_bytes(content, path)
-    if header.get("kind") == "graph":
-        raise BitwrightError(f"{path} is a graph network: bitwright.graph.artefact.load reads it")
+    kind = header.get("kind")
+    if kind in READERS:
+        raise BitwrightError(f"{path} is a {kind} network; {READERS[kind]} reads it")
     found = header.get("schema")
     if type(found) is not int or found != SCHEMA:
         raise BitwrightError(
