@@ -143,7 +143,8 @@ def _tuned(rows: Rows, make: Callable[[], Bench], seeds: int, changes: Any, quic
             for method in TUNED:
                 if method != "HAP" and "implant" in method and share == 0.5:
                     continue
-                key = f"tuned 2 {bench.name} {share} {method} {seed} {TUNING_ROWS}"
+                version = 2 + (method == "HAP, implant")
+                key = f"tuned {version} {bench.name} {share} {method} {seed} {TUNING_ROWS}"
                 work = partial(_trained, bench, method, share, seed, changes)
                 found[method].append(kept(key, work))
         _compare(rows, whole.name, 1 - share, {m: v for m, v in found.items() if v})
@@ -201,7 +202,8 @@ def _curves(rows: Rows, bench: Bench, quick: bool) -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     for share in (0.5, 0.1) if quick else (0.7, 0.5, 0.3, 0.2, 0.1):
         for method in ("HAP", "HAP, implant", *PEERS):
-            key = f"curve 2 {bench.name} {share} {method} {TUNING_ROWS}"
+            version = 2 + (method == "HAP, implant")
+            key = f"curve {version} {bench.name} {share} {method} {TUNING_ROWS}"
             one = kept(key, lambda m=method, s=share: _trained(bench, m, s, 0, None))
             accuracy = sum(one["right"]) / len(one["right"])
             found.setdefault(method, []).append((share, accuracy))

@@ -18,6 +18,7 @@ from bitwright.prune import (
     Coupling,
     Selection,
     Sizes,
+    best_share,
     compensated,
     coupled,
     implantable,
@@ -27,7 +28,7 @@ from bitwright.prune import (
 )
 from bitwright.train import Recipe, finetune_float
 
-#: ours: score, whether layers are refitted, share of implants, whether these are fitted
+#: ours: score, whether layers are refitted, share of implants (at most, where they are fitted)
 OURS = {
     "HAP": ("removal", True, 0.0, True),
     "HAP, implant": ("removal", True, 0.1, True),
@@ -100,15 +101,16 @@ def cut(
         groups = bench.coupling.groups
         bench.known[score] = scores(bench.model, groups, bench.x[:ROWS], score=score)
     can = [g.name for g in bench.coupling.groups if implantable(bench.model, g)]
-    chosen: Selection = select(
-        bench.sizes,
-        bench.known[score],
-        bound,
-        unit,
-        implant=share,
-        implantable=can,
-        multiple=multiple,
-    )
+
+    def choose(implants: float) -> Selection:
+        return select(
+            bench.sizes, bench.known[score], bound, unit, implant=implants,
+            implantable=can, multiple=multiple,
+        )  # fmt: skip
+
+    if share and fitted:
+        share, _ = best_share(bench.model, bench.coupling, choose, bench.x[:ROWS], share)
+    chosen = choose(share)
     edit = bench.coupling.edit(chosen.removed, chosen.implanted)
     module = pruned(bench.model, edit)
     compensated(bench.model, module, edit, bench.x[:FIT_ROWS], refit=refit, implants=fitted)

@@ -716,7 +716,7 @@ def prune(
         int, typer.Option(help="Of what stays of larger layers; 16 for a faster file.")
     ] = 1,
     implant: Annotated[
-        float, typer.Option(help="Share of the channels taken that get low-rank implants.")
+        float, typer.Option(help="Largest share of the channels taken that get implants.")
     ] = 0.0,
     rank: Annotated[int, typer.Option(help="Of implants; 0: a 1×1 convolution.")] = 0,
     compensate: Annotated[

@@ -35,7 +35,8 @@ class PruneSettings:
         score: one of :data:`bitwright.prune.SCORES`.
         floor: share of each group's units that stays.
         multiple: of what stays of larger groups; 16 where the runtime is to be faster.
-        implant: share of the units taken, the most sensitive, that get implants.
+        implant: largest share of the units taken, the most sensitive, that get implants; as many
+            do as surely lose less than none in a trial (under a bound on latency: the share).
         rank: of implants: that many of the k×k filters a layer; 0 for a 1×1 convolution.
         compensate: whether layers are refitted to what they still read.
         skip: layers to leave whole, with all that is coupled.

@@ -7,8 +7,8 @@ compression may share: `compress` takes what `prune` gives as any other model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from bitwright.prune import (
     Selection,
     Size,
     Sizes,
+    best_share,
     compensated,
     coupled,
     implantable,
@@ -167,7 +168,7 @@ def run_prune(
             task, settings, coupling, sizes, scores, x, budget, folder, progress
         )
     else:
-        selection = _selected(task, settings, coupling, sizes, scores, x)
+        selection = _selected(task, settings, coupling, sizes, scores, x, store, base, progress)
     asked = [str(getattr(settings, f.name)) for f in fields(settings)]
     key = make_key("cut", base, str(budget if settings.keep == AUTO else None), *asked)
     path = store.path("pruned.safetensors")
@@ -228,29 +229,64 @@ def _selected(
     sizes: Sizes,
     scores: dict[str, np.ndarray],
     x: Tensor,
+    store: Store,
+    base: str,
+    progress: Progress,
 ) -> Selection:
     can = [g.name for g in coupling.groups if implantable(task.model, g)]
     options: dict[str, Any] = {
         "floor": settings.floor,
         "multiple": settings.multiple,
-        "implant": settings.implant,
         "rank": settings.rank,
         "implantable": can,
     }
 
-    def chosen(bound: float, unit: str) -> Selection:
-        return select(sizes, scores, bound, unit, **options)
+    def chosen(bound: float, unit: str, implants: float) -> Selection:
+        return select(sizes, scores, bound, unit, implant=implants, **options)
 
     unit, bound = bound_of(settings, sizes.whole)
     if unit != "latency":
-        return chosen(bound, unit)
+        asked = make_key("implants", base, unit, bound, settings.implant, settings.compensate,
+                         *(str(v) for v in options.values()))  # fmt: skip
+        share = _implants(
+            task, settings, coupling, lambda s: chosen(bound, unit, s), x, store, asked, progress
+        )
+        return chosen(bound, unit, share)
 
     def file(share: float, path: Path) -> Selection:
-        found = chosen(share * sizes.whole.macs, "macs")
+        found = chosen(share * sizes.whole.macs, "macs", settings.implant)
         _export(_made(task.model, coupling, found, settings)[0], x, path)
         return found
 
     return within_latency(file, lambda path: _export(task.model, x, path), x[:1], settings)
+
+
+def _implants(
+    task: Task,
+    settings: PruneSettings,
+    coupling: Coupling,
+    choose: Callable[[float], Selection],
+    x: Tensor,
+    store: Store,
+    key: str,
+    progress: Progress,
+) -> float:
+    """The share of implants, by trial; `implants.json`."""
+    if not settings.implant or not any(choose(settings.implant).implanted.values()):
+        return 0.0
+    path = store.path("implants.json")
+    if not store.done("implants", key, path.name):
+        with store.stage("implants", key, path.name):
+            progress("try implants", 0.0)
+            share, trials = best_share(
+                task.model, coupling, choose, x[: 2 * FIT_ROWS], settings.implant,
+                rank=settings.rank, refit=settings.compensate, kind=task.divergence,
+                class_axis=task.class_axis, seed=settings.seed,
+                progress=lambda f: progress("try implants", f),
+            )  # fmt: skip
+            said = {"share": share, "trials": [asdict(t) for t in trials]}
+            write_text(path, json.dumps(said, indent=1))
+    return float(json.loads(path.read_text())["share"])
 
 
 def _made(

@@ -10,6 +10,7 @@ from bitwright.prune.implant import Implanted, implantable
 from bitwright.prune.mixed import Rows, mixed
 from bitwright.prune.scores import SCORES, scores
 from bitwright.prune.select import Selection, select
+from bitwright.prune.shares import Trial, best_share
 from bitwright.prune.sizes import UNITS, Size, Sizes
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "Selection",
     "Size",
     "Sizes",
+    "Trial",
+    "best_share",
     "compensated",
     "coupled",
     "implantable",
