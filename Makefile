@@ -3,7 +3,8 @@
 #
 #   make demo                   the whole pipeline on the embedded network, into build/demo
 #   make test                   all tests, the blocks in README.md and docs/ among them
-#   make check                  what CI runs: lint, types, import direction, tests
+#   make check                  what CI runs: lint, types, documentation, tests
+#   make docs                   the documentation, into build/site
 #   make test PYTEST_ARGS=...   more options for pytest, for example "-m 'not slow'"
 #   make ... PYTHON=python3.12  the Python that the environment is made from
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: env demo test check lint format types clean distclean
+.PHONY: env demo test check lint format types docs clean distclean
 
 env: $(STAMP)
 
@@ -26,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV) (some minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,bench,graph,interop,robust]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,docs,bench,graph,interop,robust]'
 	@touch $@
 
 demo: env
@@ -36,7 +37,7 @@ test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # the import direction is a test: tests/test_import_direction.py
-check: lint types test
+check: lint types docs test
 
 lint: env
 	$(BIN)/ruff format --check .
@@ -48,6 +49,9 @@ format: env
 
 types: env
 	$(BIN)/mypy
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,8 @@
 
 Parts: `cora`, `citeseer` (GCN, GAT, GIN; ten seeds), `proteins`, `reddit` (GIN, folds of ten),
 `speed` (processor time of a training step), `inference` (bytes against float on a graph of 10⁶
-edges), `degree` (errors by in-degree, plotted). Every row has the same network, recipe and choice
+edges), `degree` (errors by in-degree, plotted), `mixed` (widths by layer and in-degree beside one
+width for all). Every row has the same network, recipe and choice
 of the epoch on validation data; none is tuned. `plain` is quantized training with ranges from least
 to most and nobody protected; `masks off` is ours but for the masks. Every training's answer is
 kept in `build/degree_quant`, so that a run that was stopped goes on.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import harness
 from degree_quant_accuracy import graphs, nodes
 from degree_quant_costs import degree, inference, speed
+from degree_quant_mixed import mixed
 
 PARTS = {
     "cora": nodes("cora"),
@@ -22,6 +24,7 @@ PARTS = {
     "speed": speed,
     "inference": inference,
     "degree": degree,
+    "mixed": mixed,
     "proteins": graphs("proteins", "PROTEINS.txt"),
     "reddit": graphs("reddit", "REDDITBINARY.txt.gz"),
 }

@@ -173,6 +173,7 @@ def test_block(page: Path, number: int, runs: dict[Path, PageRun], monkeypatch: 
     if page_run.blocks[number].not_run:
         pytest.skip(f"not run: {page_run.blocks[number].not_run}")
     monkeypatch.chdir(page_run.folder)
+    monkeypatch.syspath_prepend(page_run.folder)  # as a script there would have it
     page_run.run(number)
 
 

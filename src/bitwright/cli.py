@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import shlex
 import shutil
 import sys
@@ -928,7 +929,11 @@ def train_graph(
         "build/graph"
     ),
     net: Annotated[str, typer.Option(help="gcn, gat, gin or sage.")] = "gcn",
-    bits: Annotated[int, typer.Option(help="Of weights and activations, 2 to 8.")] = 8,
+    bits: Annotated[float, typer.Option(help="Of weights and activations, 2 to 8.")] = 8,
+    widths: Annotated[
+        str, typer.Option(help="As 2,4,8: mixed, by layer and in-degree; --bits is their mean.")
+    ] = "",
+    classes: Annotated[int, typer.Option(help="Of in-degree, for --widths.")] = 4,
     protect: Annotated[
         str,
         typer.Option(help="LOW:HIGH, chances that a node stays in float, by in-degree; 0:0 none."),
@@ -959,11 +964,16 @@ def train_graph(
         low, high = (float(part) for part in protect.split(":"))
     except ValueError:
         raise BitwrightError(f"--protect is {protect!r}; use LOW:HIGH, as 0:0.1") from None
+    if widths and not re.fullmatch(r"[2-8](,[2-8])*", widths):
+        raise BitwrightError(f"--widths is {widths!r}; use numbers from 2 to 8, as 2,4,8")
+    if not widths and bits != int(bits):
+        raise BitwrightError(f"--bits is {bits}; a mean between whole numbers needs --widths")
     left_out = (0.001 if bits > 4 else 0.01) if percentile is None else percentile
-    recipe = Recipe(epochs, rate, decay, seed=seed)
     settings = Settings(
-        str(dataset), net, bits, (low, high), left_out, hidden, layers, dropout, fold, recipe
-    )
+        str(dataset), net, bits, tuple(int(b) for b in widths.split(",") if b), classes,
+        (low, high), left_out, hidden, layers, dropout, fold,
+        Recipe(epochs, rate, decay, seed=seed),
+    )  # fmt: skip
     with _interruptible(), Bars(quiet) as bars:
         said = run(settings, out, bars.update)
         for name, row in said["rows"].items():

@@ -78,7 +78,7 @@ def check_levels(kind: str) -> None:
 def test_operands_of_products_are_low_bit(kind: str):
     check_levels(kind)
     with (
-        mutated("graph.degree_quant", "out = found.round(x, bits)", "out = x * 1.0"),
+        mutated("graph.degree_quant", "out = self._rounded(x, key, found, now)", "out = x * 1.0"),
         pytest.raises(AssertionError),
     ):
         check_levels(kind)

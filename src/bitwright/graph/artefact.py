@@ -25,13 +25,14 @@ import numpy as np
 import torch
 
 from bitwright.arith.packing import pack, unpack
+from bitwright.codec import decode
 from bitwright.deploy.rebuild import STREAMS
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
 from bitwright.deploy.written import put
 from bitwright.errors import BitwrightError
 from bitwright.graph.degree_quant import DegreeQuant
 from bitwright.graph.nets import Form, build
-from bitwright.graph.scheme import Scheme
+from bitwright.graph.scheme import Scheme, Widths
 from bitwright.graph.weights import weight_steps
 
 SCHEMA = 1
@@ -49,17 +50,19 @@ def save(net: DegreeQuant, form: Form, path: Path, metadata: Mapping[str, Any]) 
     bits = net.scheme.weight_bits
     if bits is None or net.scheme.bits is None:
         raise BitwrightError("weights and activations are in float; an artefact has low-bit ones")
-    top, codes, steps = 2 ** (bits - 1) - 1, [], []
+    steps: list[np.ndarray] = []
+    codes: dict[int, list[np.ndarray]] = {}
     for name in net.low_bit:
-        weight = net.net.get_parameter(name).detach()
-        found, axis = weight_steps(weight, bits)
+        weight, own = net.net.get_parameter(name).detach(), net.scheme.of_weight(name) or bits
+        found, axis = weight_steps(weight, own)
         shape = [1] * weight.dim()
         shape[axis] = -1
+        top = 2 ** (own - 1) - 1
         levels = (weight / found.reshape(shape)).round().clamp(-top, top) + top
-        codes.append(levels.to(torch.uint8).numpy().ravel())
+        codes.setdefault(own, []).append(levels.to(torch.uint8).numpy().ravel())
         steps.append(found.numpy())
     tensors = {"scale": np.concatenate(steps), "range": _ranges(net)}
-    for plane, data in pack({bits: np.concatenate(codes)}).items():
+    for plane, data in pack({b: np.concatenate(v) for b, v in sorted(codes.items())}).items():
         if len(data):
             tensors[STREAMS[plane]] = data
     for name, value in net.net.state_dict().items():
@@ -71,6 +74,7 @@ def save(net: DegreeQuant, form: Form, path: Path, metadata: Mapping[str, Any]) 
         "form": dataclasses.asdict(form),
         "bits": net.scheme.bits,
         "weight_bits": bits,
+        "widths": None if net.scheme.widths is None else dataclasses.asdict(net.scheme.widths),
         "sites": list(net.ranges),
         **metadata,
     }
@@ -117,28 +121,35 @@ def _blank(header: Mapping[str, Any]) -> DegreeQuant:
     form = Form(**said)
     edges = torch.tensor([[0, 1], [1, 0]])
     more = {"batch": torch.zeros(2, dtype=torch.int64)} if form.graphs else {}
-    scheme = Scheme(header["bits"], header["weight_bits"], (0.0, 0.0))
+    said, widths = header.get("widths"), None
+    if said is not None:
+        widths = decode(Widths, said, "widths")
+    scheme = Scheme(header["bits"], header["weight_bits"], (0.0, 0.0), widths=widths)
     return DegreeQuant(build(form), scheme, torch.ones(2, inputs), edges, **more)
 
 
 def _fill(net: DegreeQuant, tensors: dict[str, np.ndarray], header: Mapping[str, Any]) -> None:
     """Put the file's numbers into the network."""
-    bits = header["weight_bits"]
-    top = 2 ** (bits - 1) - 1
     weights = {name: net.net.get_parameter(name) for name in net.low_bit}
-    count = sum(w.numel() for w in weights.values())
+    widths = {name: net.scheme.of_weight(name) or 8 for name in weights}
+    counts: dict[int, int] = {}
+    for name, weight in weights.items():
+        counts[widths[name]] = counts.get(widths[name], 0) + weight.numel()
     empty = np.zeros(0, np.uint8)
     streams = {plane: tensors.get(name, empty) for plane, name in STREAMS.items()}
-    codes = torch.from_numpy(unpack(streams, {bits: count})[bits].astype(np.float32)) - top
-    scale, at, row = torch.from_numpy(tensors["scale"].copy()), 0, 0
+    codes = unpack(streams, counts)
+    scale, row, at = torch.from_numpy(tensors["scale"].copy()), 0, dict.fromkeys(counts, 0)
     state = {}
     for name, weight in weights.items():
+        bits = widths[name]
         steps, axis = weight_steps(weight, bits)
         shape = [1] * weight.dim()
         shape[axis] = -1
         own = scale[row : row + len(steps)].reshape(shape)
-        state[name] = codes[at : at + weight.numel()].reshape(weight.shape) * own
-        at, row = at + weight.numel(), row + len(steps)
+        levels = codes[bits][at[bits] : at[bits] + weight.numel()].astype(np.float32)
+        levels -= 2 ** (bits - 1) - 1
+        state[name] = torch.from_numpy(levels).reshape(weight.shape) * own
+        at[bits], row = at[bits] + weight.numel(), row + len(steps)
     for name, value in tensors.items():
         if name.startswith("f:"):
             state[name[2:]] = torch.from_numpy(value.copy())

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,7 +37,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import Linear, MessagePassing
 
 from bitwright.errors import BitwrightError
-from bitwright.graph.degrees import in_degrees, protection
+from bitwright.graph.degrees import degree_classes, in_degrees, protection
 from bitwright.graph.ranges import Range
 from bitwright.graph.scheme import Scheme
 from bitwright.graph.sites import evaluating, is_rounded, keep_mark, low_bit, mark, target_row
@@ -44,11 +46,12 @@ from bitwright.graph.weights import round_edges, round_weights
 
 @dataclass(frozen=True)
 class _Pass:
-    """What holds during one forward pass: nodes, and which of them are protected."""
+    """What holds during one forward pass: nodes, who of them is protected, classes of in-degree."""
 
     nodes: int
     protected: Tensor | None = None
     rows: Tensor | None = None
+    classes: Tensor | None = None
 
 
 class DegreeQuant(nn.Module):
@@ -73,6 +76,7 @@ class DegreeQuant(nn.Module):
         self.generator = torch.Generator().manual_seed(scheme.seed)
         self._now = _Pass(0)
         self._observing = False
+        self._seen: dict[str, list[Tensor]] | None = None
         self._signature = inspect.signature(net.forward)
         self._targets = target_row(self.net)
         self.low_bit = tuple(low_bit(self.net))
@@ -81,10 +85,13 @@ class DegreeQuant(nn.Module):
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """What the network answers; in training with a new mask and new ranges."""
-        edges, nodes, graphs = self._graph(args, keywords)
-        mask = self._mask(edges, nodes, graphs) if self.training else None
+        targets, nodes, graphs = self._graph(args, keywords)
+        mask = self._mask(targets, nodes, graphs) if self.training else None
         rows = None if mask is None else mask.nonzero()[:, 0]
-        self._now = _Pass(nodes, mask, rows)
+        widths, classes = self.scheme.widths, None
+        if widths is not None and widths.degrees:
+            classes = degree_classes(in_degrees(targets, nodes), widths.degrees)
+        self._now = _Pass(nodes, mask, rows, classes)
         try:
             return functional_call(self.net, self.weights(), args, keywords)
         finally:
@@ -92,10 +99,12 @@ class DegreeQuant(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The low-bit weights by their names in `net`."""
-        bits = self.scheme.weight_bits
-        if bits is None:
+        if self.scheme.weight_bits is None or self._seen is not None:
             return {}
-        return {name: round_weights(self.net.get_parameter(name), bits) for name in self.low_bit}
+        return {
+            name: round_weights(self.net.get_parameter(name), self.scheme.of_weight(name) or 8)
+            for name in self.low_bit
+        }
 
     @torch.no_grad()
     def calibrate(self, *args: Any, **keywords: Any) -> None:
@@ -108,6 +117,20 @@ class DegreeQuant(nn.Module):
                 self(*args, **keywords)
             finally:
                 self._observing = False
+
+    @contextmanager
+    def in_float(self) -> Iterator[dict[str, list[Tensor]]]:
+        """Nothing is rounded; what would be is listed by site, once each, and takes gradients."""
+        self._seen = {}
+        try:
+            with evaluating(self):
+                yield self._seen
+        finally:
+            self._seen = None
+
+    def range_of(self, site: str) -> Range:
+        """The range of an activation, by its key in `ranges`."""
+        return self._range(site)
 
     def _graph(self, args: Any, keywords: Any) -> tuple[Tensor, int, Tensor | None]:
         """Targets of the edges, number of nodes, graph of each node."""
@@ -125,7 +148,11 @@ class DegreeQuant(nn.Module):
             raise BitwrightError(
                 f"x is {type(x).__name__}; give the features of nodes by this name"
             )
-        return edges[self._targets], len(x), given.get("batch")
+        return self.targets(edges), len(x), given.get("batch")
+
+    def targets(self, edge_index: Tensor) -> Tensor:
+        """Where messages go, int64 [edges]."""
+        return edge_index[self._targets]
 
     def _mask(self, targets: Tensor, nodes: int, graphs: Tensor | None) -> Tensor | None:
         low, high = self.scheme.protect
@@ -173,31 +200,45 @@ class DegreeQuant(nn.Module):
                 return first, first
             rest = (self._features(f"{site}.{i}", v) for i, v in enumerate(x[1:], 1))
             return first, *rest
-        bits = self.scheme.bits
-        if bits is None or not isinstance(x, Tensor) or not x.is_floating_point() or is_rounded(x):
+        numbers = isinstance(x, Tensor) and x.is_floating_point()
+        if self.scheme.bits is None or not numbers or is_rounded(x):
             return x
+        key = site.replace(".", "/") or "/"
+        if self._seen is not None:
+            out = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            mark(out)
+            self._seen.setdefault(key, []).append(out)
+            return out
         now = self._now if len(x) == self._now.nodes else _Pass(len(x))
-        found = self._range(site)
+        found = self._range(key)
         if self.training or self._observing:
             found.update(x, now.protected, self.generator)
-        out = found.round(x, bits)
+        out = self._rounded(x, key, found, now)
         if now.rows is not None and len(now.rows):
             out = out.index_copy(0, now.rows, x.index_select(0, now.rows))
         mark(out)
         return out
 
+    def _rounded(self, x: Tensor, key: str, found: Range, now: _Pass) -> Tensor:
+        """Every row at the width of its class."""
+        widths = self.scheme.of_site(key)
+        if len(widths) == 1:
+            return found.round(x, widths[0])
+        if now.classes is None:
+            raise BitwrightError(f"{key} has widths by in-degree, but its rows are not nodes")
+        return found.round_rows(x, torch.tensor(widths)[now.classes])
+
     def _coefficients(self, values: Any, targets: Tensor) -> Any:
         """Numbers of edges on the grids of their targets."""
-        bits = self.scheme.weight_bits
+        bits = None if self._seen is not None else self.scheme.weight_bits
         if bits is None or not isinstance(values, Tensor) or not values.is_floating_point():
             return values
         return round_edges(values, targets, self._now.nodes, bits)
 
-    def _range(self, site: str) -> Range:
-        key = site.replace(".", "/") or "/"
+    def _range(self, key: str) -> Range:
         if key not in self.ranges:
             if not self._observing:
-                raise BitwrightError(f"{site} was not reached by the example; calibrate() with one")
+                raise BitwrightError(f"{key} was not reached by the example; calibrate() with one")
             self.ranges[key] = Range(self.scheme.percentile, self.scheme.momentum)
         found: Any = self.ranges[key]
         return found

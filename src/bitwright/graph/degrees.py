@@ -6,6 +6,8 @@ float more often while training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch_geometric.utils import degree
@@ -38,3 +40,19 @@ def protection(degrees: Tensor, low: float, high: float, graphs: Tensor | None =
     last = torch.searchsorted(order, (graphs + 1) * span)
     reached = torch.searchsorted(order, keys, right=True)
     return low + (high - low) * (reached - first).float() / (last - first).float()
+
+
+def degree_classes(degrees: Tensor, bounds: Sequence[int]) -> Tensor:
+    """Class of each node: how many of the ascending bounds its in-degree exceeds, int64 [nodes]."""
+    return torch.bucketize(
+        degrees, torch.tensor(bounds, dtype=degrees.dtype, device=degrees.device)
+    )
+
+
+def degree_bounds(degrees: Tensor, classes: int) -> tuple[int, ...]:
+    """Bounds between classes into which about as many edges end each; fewer where degrees tie."""
+    order = degrees.sort().values
+    ends = order.cumsum(0)
+    wanted = ends[-1] * torch.arange(1, classes) / classes
+    found = order[torch.searchsorted(ends, wanted.to(ends.dtype))]
+    return tuple(sorted({int(d) for d in found} - {int(order[-1])}))

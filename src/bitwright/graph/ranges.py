@@ -66,6 +66,12 @@ class Range(nn.Module):
         found: Tensor = torch.fake_quantize_per_tensor_affine(x, step, zero, 0, 2**bits - 1)
         return found
 
+    def round_rows(self, x: Tensor, bits: Tensor) -> Tensor:
+        """Each row of x [rows, ...] rounded to its own bits, int64 [rows] of at most 8."""
+        own = [((bits == b).nonzero()[:, 0], int(b)) for b in bits.unique()]
+        parts = torch.cat([self.round(x.index_select(0, rows), b) for rows, b in own])
+        return parts.index_select(0, torch.cat([rows for rows, _ in own]).argsort())
+
 
 def extremes(
     x: Tensor, protected: Tensor | None, percentile: float, generator: torch.Generator

@@ -19,6 +19,7 @@ from bitwright.errors import BitwrightError
 from bitwright.graph import artefact
 from bitwright.graph.data import load_graphs, load_nodes
 from bitwright.graph.degree_quant import DegreeQuant
+from bitwright.graph.mixed import mixed_widths
 from bitwright.graph.nets import Form, build
 from bitwright.graph.scheme import Scheme
 from bitwright.graph.training import Labelled, Recipe, accuracy, of_nodes, train
@@ -30,11 +31,19 @@ FOLDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `train-graph` is asked for: data, network, widths, protection, recipe."""
+    """What `train-graph` is asked for: data, network, widths, protection, recipe.
+
+    Attributes:
+        bits: of everything; with `widths`, the mean.
+        widths: that layers and classes of in-degree choose from; none: all have `bits`.
+        classes: of in-degree, for `widths`.
+    """
 
     dataset: str
     net: str = "gcn"
-    bits: int = 8
+    bits: float = 8
+    widths: tuple[int, ...] = ()
+    classes: int = 4
     protect: tuple[float, float] = (0.0, 0.1)
     percentile: float = 0.001
     hidden: int = 16
@@ -77,16 +86,36 @@ def form_of(settings: Settings, data: Labelled) -> Form:
     )  # fmt: skip
 
 
-def quantized(settings: Settings, form: Form, data: Labelled) -> DegreeQuant:
-    """The network to be trained, with first ranges from the training data."""
-    scheme = Scheme(
-        settings.bits, settings.bits, settings.protect, settings.percentile,
-        seed=settings.recipe.seed,
-    )  # fmt: skip
-    example = data.example
+def scheme_of(settings: Settings) -> Scheme:
+    """What is rounded to what; where widths are mixed, what they are chosen for instead of.
+
+    Raises:
+        BitwrightError: see :class:`Scheme`; or a mean that the widths do not reach.
+    """
+    if settings.widths and settings.bits < min(settings.widths):
+        raise BitwrightError(f"a mean of {settings.bits:g} bits is below all of --widths")
+    bits = int(settings.bits)
+    return Scheme(bits, bits, settings.protect, settings.percentile, seed=settings.recipe.seed)
+
+
+def quantized(settings: Settings, form: Form, data: Labelled, whole: nn.Module) -> DegreeQuant:
+    """The network to be trained, with first ranges from the training data.
+
+    With `settings.widths`, these are chosen by what the trained float network `whole` would lose.
+    """
+    scheme, example = scheme_of(settings), data.example
     more = {} if data.nodes else {"batch": example.batch}
-    net = build(form, settings.recipe.seed)
-    return DegreeQuant(net, scheme, example.x, example.edge_index, **more)
+
+    def wrapped(net: nn.Module) -> DegreeQuant:
+        return DegreeQuant(net, scheme, example.x, example.edge_index, **more)
+
+    if settings.widths:
+        found = mixed_widths(
+            wrapped(whole), [example], settings.bits, choices=settings.widths,
+            classes=settings.classes, seed=settings.recipe.seed,
+        )  # fmt: skip
+        scheme = dataclasses.replace(scheme, widths=found)
+    return wrapped(build(form, settings.recipe.seed))
 
 
 def run(
@@ -99,25 +128,29 @@ def run(
     """
     data = labelled(Path(settings.dataset), settings.fold, settings.recipe.seed)
     form = form_of(settings, data)
-    low_bit = quantized(settings, form, data)
+    whole = build(form, settings.recipe.seed)
+    scheme_of(settings)  # refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
     _claim(out / "settings.json", settings)
     rows = {}
-    nets: dict[str, nn.Module] = {
-        "float": build(form, settings.recipe.seed),
-        "quantized": low_bit,
-    }
-    for name, net in nets.items():
-        tell = None if progress is None else (lambda share, name=name: progress(name, share))
+
+    def trained(name: str, net: nn.Module) -> None:
+        tell = None if progress is None else (lambda share: progress(name, share))
         state = out / f"{name}.training.safetensors"
         train(net, data, settings.recipe, state=state, progress=tell)
         rows[name] = {part: accuracy(net, data, part) for part in ("val", "test")}
+
+    trained("float", whole)
+    low_bit = quantized(settings, form, data, whole)
+    trained("quantized", low_bit)
     said = {"rows": rows, "settings": dataclasses.asdict(settings)}
+    if low_bit.scheme.widths is not None:
+        said["widths"] = dataclasses.asdict(low_bit.scheme.widths)
     file = out / "model.safetensors"
     artefact.save(low_bit, form, file, {"accuracy": rows["quantized"]})
     again, _ = artefact.load(file)
     rows["artefact"] = {part: accuracy(again, data, part) for part in ("val", "test")}
-    said["bytes"] = {"float": _bytes(nets["float"]), "artefact": file.stat().st_size}
+    said["bytes"] = {"float": _bytes(whole), "artefact": file.stat().st_size}
     write_text(out / "graph.json", json.dumps(said, indent=1, sort_keys=True))
     page.write(said, out / "graph.html")
     return said

@@ -1,0 +1,65 @@
+"""What mkdocs does to pages: commands from the program itself, decisions in the menu, cross references."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+#: Sphinx's roles in docstrings, which mkdocstrings leaves as they are
+ROLE = re.compile(r":(?:class|func|mod|data|meth|attr):`~?([\w.]+)`")
+
+
+def on_config(config: Any) -> Any:
+    """Lists the notes in docs/decisions in the menu."""
+    folder = Path(config["docs_dir"]) / "decisions"
+    notes = []
+    for path in sorted(folder.glob("*.md")):
+        title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        notes.append({title: f"decisions/{path.name}"})
+    config["nav"].append({"Decisions": notes})
+    return config
+
+
+def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
+    """Puts the options of every command where the page asks for them."""
+    if "<!-- commands -->" not in markdown:
+        return markdown
+    return markdown.replace("<!-- commands -->", commands())
+
+
+def on_page_content(html: str, **rest: Any) -> str:
+    """Names in roles become code."""
+    return ROLE.sub(lambda found: f"<code>{found[1].rpartition('.')[2]}</code>", html)
+
+
+def commands() -> str:
+    """Every command with what it does and its options."""
+    from typer.main import get_command
+
+    from bitwright.cli import app
+
+    root: Any = get_command(app)
+    parts = []
+    for name, command in sorted(root.commands.items()):
+        if command.hidden:
+            continue
+        parts.append(f"## {name}\n\n{_plain(command.help)}\n")
+        rows = ["| option | what |", "|---|---|"]
+        for option in command.params:
+            if getattr(option, "hidden", False) or option.name == "help":
+                continue
+            names = ", ".join(f"`{n}`" for n in option.opts) if option.opts[0][:1] == "-" else ""
+            names = names or f"`{(option.metavar or option.name).upper()}`"
+            default = option.default
+            said = _plain(getattr(option, "help", "") or "")
+            if default not in (None, False, "", ()) and not callable(default) and names[:2] == "`-":
+                said += f" Default: `{default}`."
+            rows.append(f"| {names} | {said} |")
+        parts.append("\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _plain(text: str | None) -> str:
+    """One line, with nothing that a table or Markdown would take for its own."""
+    return " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
