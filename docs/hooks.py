@@ -1,4 +1,4 @@
-"""What mkdocs does to pages: commands from the program itself, decisions in the menu, cross references."""
+"""For mkdocs: commands from the program itself, decisions in the menu, roles as code."""
 
 from __future__ import annotations
 
