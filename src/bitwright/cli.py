@@ -332,9 +332,9 @@ def _may_be(name: str, value: object) -> bool:
 
 
 def _remember(path: Path, given: dict[str, Any]) -> None:
-    from bitwright.pipeline.store import write_text
+    from bitwright.files import put
 
-    write_text(path, json.dumps(given, indent=1, sort_keys=True))
+    put(path, json.dumps(given, indent=1, sort_keys=True))
 
 
 def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:

@@ -7,7 +7,6 @@ operations fuse. ONNX Runtime writes it in two formats (Q/DQ pairs, and integer 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from bitwright.deploy import runtime
+from bitwright.files import replacing
 
 #: name -> member of onnxruntime.quantization.QuantFormat
 FORMATS = {"qdq": "QDQ", "operators": "QOperator"}
@@ -37,8 +37,7 @@ def static_int8(float_file: Path, rows: Tensor, path: Path, *, form: str = "qdq"
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     feed = runtime.session(float_file).get_inputs()[0].name
-    temporary = path.with_name(path.name + ".part")
-    with _quiet():
+    with replacing(path) as temporary, _quiet():
         quantize_static(
             str(float_file),
             str(temporary),
@@ -48,7 +47,6 @@ def static_int8(float_file: Path, rows: Tensor, path: Path, *, form: str = "qdq"
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-    os.replace(temporary, path)
     return path
 
 

@@ -16,6 +16,7 @@ import onnxruntime
 from bitwright.codec import decode, encode
 from bitwright.cost.shapes import LayerShape, calls
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.network import Network
 
 SCHEMA = 1
@@ -153,9 +154,7 @@ def latencies(network: Network, profile: Profile, activations: float | None = 8)
 def write(profile: Profile, path: Path) -> None:
     """Write `profile.json`, to a temporary name first."""
     found = {"format": FORMAT, "schema": SCHEMA, **encode(profile)}
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    put(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> Profile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import save_file
 
 from bitwright.codec import decode, encode, parse
 from bitwright.errors import BitwrightError
+from bitwright.files import replacing
 
 SCHEMA = 1
 
@@ -103,9 +103,8 @@ def save(sensitivity: Sensitivity, path: Path) -> None:
         "details": encode(dict(sensitivity.details)),
         "samples": counts,
     }
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={"bitwright": json.dumps(header)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"bitwright": json.dumps(header)})
 
 
 @dataclass(frozen=True)

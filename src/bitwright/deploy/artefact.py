@@ -38,8 +38,8 @@ from bitwright.arith.grid import fits_container
 from bitwright.arith.packing import codes_by_width, pack, rows_by_width
 from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, program_limits, rebuild
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
-from bitwright.deploy.written import put
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.network import Layer, Network
 from bitwright.network.program import to_json, unstorable
 from bitwright.quantize import Quantized, QuantizedLayer

@@ -26,8 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from bitwright.deploy.artefact import symbols
-from bitwright.deploy.written import Written, put
+from bitwright.deploy.written import Written
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.network import Layer
 from bitwright.network.network import fused_activation
 from bitwright.quantize import EdgeGrid, Quantized

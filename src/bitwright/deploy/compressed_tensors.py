@@ -23,8 +23,9 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from bitwright.deploy.written import Written, put
+from bitwright.deploy.written import Written
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.quantize import Quantized, QuantizedLayer
 
 #: widths that servers' kernels load; the layout itself has 1 to 8

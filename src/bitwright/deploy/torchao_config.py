@@ -17,8 +17,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bitwright.deploy.written import Written, put
+from bitwright.deploy.written import Written
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.quantize import Quantized
 
 

@@ -12,10 +12,3 @@ class Written:
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-
-
-def put(path: Path, content: bytes) -> Path:
-    """Write a file to a temporary name first; its path."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    return temporary.replace(path)

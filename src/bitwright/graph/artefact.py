@@ -28,8 +28,8 @@ from bitwright.arith.packing import pack, unpack
 from bitwright.codec import decode
 from bitwright.deploy.rebuild import STREAMS
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
-from bitwright.deploy.written import put
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.graph.degree_quant import DegreeQuant
 from bitwright.graph.nets import Form, build
 from bitwright.graph.scheme import Scheme, Widths

@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.graph import artefact
 from bitwright.graph.data import load_graphs, load_nodes
 from bitwright.graph.degree_quant import DegreeQuant
@@ -23,7 +24,6 @@ from bitwright.graph.mixed import mixed_widths
 from bitwright.graph.nets import Form, build
 from bitwright.graph.scheme import Scheme
 from bitwright.graph.training import Labelled, Recipe, accuracy, of_nodes, train
-from bitwright.pipeline.store import write_text
 from bitwright.report import graphs as page
 
 FOLDS = 10
@@ -151,7 +151,7 @@ def run(
     again, _ = artefact.load(file)
     rows["artefact"] = {part: accuracy(again, data, part) for part in ("val", "test")}
     said["bytes"] = {"float": _bytes(whole), "artefact": file.stat().st_size}
-    write_text(out / "graph.json", json.dumps(said, indent=1, sort_keys=True))
+    put(out / "graph.json", json.dumps(said, indent=1, sort_keys=True))
     page.write(said, out / "graph.html")
     return said
 
@@ -163,7 +163,7 @@ def _claim(path: Path, settings: Settings) -> None:
         raise BitwrightError(
             f"{path.parent} holds a training with other settings; give another --out"
         )
-    write_text(path, text)
+    put(path, text)
 
 
 def _bytes(net: nn.Module) -> int:

@@ -29,8 +29,8 @@ from torch import Tensor
 from bitwright.codec import decode, parse
 from bitwright.deploy.rebuild import inflated, layer_shapes, program_limits
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
-from bitwright.deploy.written import put
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.multibit.groups import KINDS, Grouping
 from bitwright.multibit.packed import Packed, unpack
 from bitwright.multibit.stored import Stored, StoredLayer

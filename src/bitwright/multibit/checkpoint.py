@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitwright.errors import BitwrightError
+from bitwright.files import replacing
 from bitwright.multibit.net import Multibit
 
 _KEY = "bitwright.multibit"
@@ -31,9 +31,8 @@ def save(
     tensors |= {f"optimizer:{k}": v for k, v in optimizer.items()}
     tensors["generator"] = generator.get_state()
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={_KEY: json.dumps(history)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(history)})
 
 
 def load(

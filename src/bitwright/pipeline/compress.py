@@ -13,11 +13,11 @@ from bitwright.allocate import Plan
 from bitwright.curvature import Sensitivity
 from bitwright.deploy import IntegerNetwork, Verification, artefact
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.judge import Judgement
 from bitwright.pipeline.run import Progress, Run, _silent
 from bitwright.pipeline.settings import Settings
-from bitwright.pipeline.store import write_text
 from bitwright.pipeline.summarize import summarize
 from bitwright.pipeline.tasks import task_of
 from bitwright.report import page
@@ -59,7 +59,7 @@ def finish(run: Run, model: str, command: str | None = None) -> tuple[Result, Su
     _ = run.sensitivity, run.plan, run.quantized, run.onnx, run.verification
     _ = run.accumulators  # a promise that does not hold stops here
     summary = summarize(run, model, command)
-    write_text(run.store.path("summary.json"), to_json(summary))
+    put(run.store.path("summary.json"), to_json(summary))
     page.write(summary, run.store.path("report.html"))
     run.progress("report", 1.0)
     result = Result(

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.multibit import Recipe, convert, prepare, train
 from bitwright.network import join
 from bitwright.pipeline.judge import Judgement, answers_of, judge
-from bitwright.pipeline.store import write_text
 from bitwright.report import falling
 from bitwright.task import Task
 from bitwright.train import augment, divergence
@@ -105,7 +105,7 @@ def train_multibit(
     sizes = {name: (out / name).stat().st_size for name in files}
     falling.write(history, out / "multibit.html")
     said = {"bits": found.average_bits, "sizes": sizes, "recipe": asdict(r), "history": history}
-    write_text(out / "multibit.json", json.dumps(said, indent=1))
+    put(out / "multibit.json", json.dumps(said, indent=1))
     return MultibitResult(found.average_bits, sizes, judgement, history)
 
 

@@ -23,6 +23,7 @@ from bitwright.deploy import runtime
 from bitwright.deploy.files import write
 from bitwright.deploy.placeholders import export
 from bitwright.errors import BitwrightError
+from bitwright.files import put, replacing
 from bitwright.network import join
 from bitwright.network.capture import capture
 from bitwright.pipeline.budget import parse_budget
@@ -38,7 +39,7 @@ from bitwright.pipeline.keep import (
 from bitwright.pipeline.mixed import mixed_selection
 from bitwright.pipeline.run import Progress, Run, _silent, _with_test_rows
 from bitwright.pipeline.settings import Settings
-from bitwright.pipeline.store import Store, write_text
+from bitwright.pipeline.store import Store
 from bitwright.pipeline.tasks import task_of
 from bitwright.prune import (
     Coupling,
@@ -180,7 +181,7 @@ def run_prune(
             if settings.epochs:
                 checkpoint = store.path(f"prune-{key[:12]}.safetensors")
                 module, history = _finetuned(task, settings, module, checkpoint, drawn, progress)
-            write_text(history_path, json.dumps(history))
+            put(history_path, json.dumps(history))
             save_pruned(module, edit, path)
     module = read_pruned(task.model, path)
     edit = read_edit(path) or Edit()
@@ -215,9 +216,8 @@ def _scores(
                 task.model, coupling.groups, x[:SCORE_ROWS], score=settings.score,
                 kind=task.divergence, class_axis=task.class_axis, seed=settings.seed,
             )  # fmt: skip
-            temporary = path.with_name(path.name + ".part")
-            save_file({k: np.ascontiguousarray(v) for k, v in found.items()}, temporary)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                save_file({k: np.ascontiguousarray(v) for k, v in found.items()}, temporary)
             progress("score", 1.0)
     return dict(load_file(path))
 
@@ -285,7 +285,7 @@ def _implants(
                 progress=lambda f: progress("try implants", f),
             )  # fmt: skip
             said = {"share": share, "trials": [asdict(t) for t in trials]}
-            write_text(path, json.dumps(said, indent=1))
+            put(path, json.dumps(said, indent=1))
     return float(json.loads(path.read_text())["share"])
 
 
@@ -385,7 +385,7 @@ def _describe(found: Pruned, task: Task, settings: PruneSettings, store: Store) 
         "finetuning": list(found.history),
         "edit": edit_json(found.edit),
     }
-    write_text(store.path("prune.json"), json.dumps(said, indent=1))
+    put(store.path("prune.json"), json.dumps(said, indent=1))
     page.write(said, task.metric_name, store.path("pruning.html"))
 
 

@@ -35,6 +35,7 @@ from bitwright.deploy import (
     verify,
 )
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 from bitwright.network import Network, build, outputs
 from bitwright.pipeline import accumulators
 from bitwright.pipeline.budget import parse_bops, parse_latency
@@ -63,7 +64,7 @@ from bitwright.pipeline.settings import (
     check_settings,
     float_layers,
 )
-from bitwright.pipeline.store import Store, write_bytes, write_text
+from bitwright.pipeline.store import Store
 from bitwright.quantize import Quantized
 from bitwright.task import Task, fingerprint, metric_of
 from bitwright.train import Recipe, Refit, augment, finetune, hawq_order, head_of, refit_head
@@ -193,7 +194,7 @@ class Run:
     def preflight(self) -> Preflight:
         """Export the float model and compare; writes `float.onnx`."""
         found, content = self._flight
-        write_bytes(self.store.path("float.onnx"), content)
+        put(self.store.path("float.onnx"), content)
         return found
 
     def check_goal(self) -> None:
@@ -426,7 +427,7 @@ class Run:
                     for part, values in (("loss", found.losses), ("error", found.errors or {}))
                     for name, value in values.items()
                 }
-                write_bytes(path, safetensors.torch.save(tensors))
+                put(path, safetensors.torch.save(tensors))
                 self.progress("score", 1.0)
         stored = {n: v.numpy() for n, v in safetensors.torch.load_file(path).items()}
         names = [layer.name for layer in self.network.layers]
@@ -511,12 +512,10 @@ class Run:
                 result = self._search_plans(budget_bits, f"search-{key[:12]}")
                 found, self.learning = result.plan, result.history
                 table = [[e.index, e.value, e.best] for e in result.history]
-                write_text(
-                    self.store.path("learning.json"), json.dumps({"key": key, "rows": table})
-                )
+                put(self.store.path("learning.json"), json.dumps({"key": key, "rows": table}))
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
-            write_text(path, plans.to_json(found))
+            put(path, plans.to_json(found))
         return _read_plan(path, problem)
 
     @cached_property
@@ -686,7 +685,7 @@ class Run:
         """`model.safetensors` without a refitted head."""
         path = self.store.path("model.safetensors")
         if (tuned := self._tuned) != path:
-            write_bytes(path, tuned.read_bytes())
+            put(path, tuned.read_bytes())
         return path
 
     @property
@@ -697,7 +696,7 @@ class Run:
         if not self.store.done("refit-head", key, path.name):
             tuned = self.store.path("tuned.safetensors")
             if (before := self._tuned) != tuned:
-                write_bytes(tuned, before.read_bytes())
+                put(tuned, before.read_bytes())
             with self.store.stage("refit-head", key, path.name):
                 found, what = refit_head(
                     self._own(artefact.load(tuned)),
@@ -749,7 +748,7 @@ class Run:
             checkpoint=checkpoint,
             progress=lambda f: self.progress("finetune", f),
         )
-        write_text(self.store.path("finetune.json"), json.dumps({"key": key, "loss": history}))
+        put(self.store.path("finetune.json"), json.dumps({"key": key, "loss": history}))
         checkpoint.unlink(missing_ok=True)
         return found
 
@@ -802,7 +801,7 @@ class Run:
             lost = agree(self.quantized, stored.quantized, self.task.test[:chunk], chunk=chunk)
             if lost:  # on its way to the disk and back
                 found = replace(found, ok=False, differing=(*lost, *found.differing))
-            write_text(self.store.path("verify.json"), json.dumps(found.to_dict(), indent=1))
+            put(self.store.path("verify.json"), json.dumps(found.to_dict(), indent=1))
         return found
 
     @cached_property
@@ -813,7 +812,7 @@ class Run:
             return []
         assert self.task.test is not None
         lines, text = accumulators.report(sums, self.quantized, self.task.test, "test")
-        write_text(self.store.path("accumulator.json"), text)
+        put(self.store.path("accumulator.json"), text)
         return lines
 
     def rivals(self) -> dict[str, Plan]:
@@ -880,7 +879,7 @@ class Run:
                 repeats=repeats,
                 progress=lambda f: self.progress("bench", f),
             )
-        write_text(self.store.path("bench.json"), found.to_json())
+        put(self.store.path("bench.json"), found.to_json())
         return found
 
     @cached_property
@@ -888,7 +887,7 @@ class Run:
         """The best plans of every size, by layer and by channel; `frontier.json`."""
         with self.store.timed("frontiers"):
             found = frontiers(self.bench, self.plan)
-            write_text(self.store.path("frontier.json"), frontiers_json(found, self.bench))
+            put(self.store.path("frontier.json"), frontiers_json(found, self.bench))
         return found
 
     def breakdown(self) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import BitwrightError
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """The same for text, as UTF-8."""
-    write_bytes(path, text.encode())
+from bitwright.files import PART, put
 
 
 class Store:
@@ -38,7 +26,7 @@ class Store:
             raise BitwrightError(
                 f"the output folder {folder} cannot be made: {reason}; give another --out"
             ) from error
-        for stale in folder.glob("*.part"):
+        for stale in folder.glob(f"*{PART}"):
             stale.unlink()
 
     def path(self, name: str) -> Path:
@@ -70,7 +58,7 @@ class Store:
         if entry is not None:
             stages[stage] = entry
         if stages != before:
-            write_text(self.path("stages.json"), json.dumps(stages, indent=1, sort_keys=True))
+            put(self.path("stages.json"), json.dumps(stages, indent=1, sort_keys=True))
 
     @contextmanager
     def stage(self, stage: str, key: str, file: str) -> Iterator[None]:
@@ -91,7 +79,7 @@ class Store:
         yield
         timings = self._read("timings.json")
         timings[stage] = round(time.perf_counter() - begin, 3)
-        write_text(self.path("timings.json"), json.dumps(timings, indent=1))
+        put(self.path("timings.json"), json.dumps(timings, indent=1))
 
     def timings(self) -> dict[str, float]:
         """Seconds by stage."""

@@ -7,7 +7,6 @@ of the model builds it, applies the edit and loads the state: nothing in the fil
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,6 +15,7 @@ from torch import nn
 
 from bitwright.checkpoint import load_into
 from bitwright.errors import BitwrightError
+from bitwright.files import replacing
 from bitwright.prune.edit import Edit, from_json, pruned, to_json
 
 _KEY = "bitwright.prune"
@@ -28,9 +28,8 @@ def save(module: nn.Module, edit: Edit, path: Path) -> None:
         module: what `edit` made of the model, trained since or not.
     """
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    temporary = path.with_name(path.name + ".part")
-    save_file(state, temporary, metadata={_KEY: json.dumps(to_json(edit))})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={_KEY: json.dumps(to_json(edit))})
 
 
 def read_edit(path: Path) -> Edit | None:

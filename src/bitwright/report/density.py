@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from bitwright.curvature.spectrum import Density
+from bitwright.files import put
 from bitwright.report import svg
 from bitwright.report.figures import figure
-from bitwright.report.page import POLICY, put, stylesheet
+from bitwright.report.page import POLICY, stylesheet
 from bitwright.report.words import number
 
 #: points of the curve
@@ -67,4 +68,4 @@ def write_density(
         f"<main>\n<h1>{title}</h1>\n{density_figure(found, name, width)}\n</main>\n"
         "</body>\n</html>\n"
     )
-    put(page, path)
+    put(path, page)

@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from bitwright.files import put
 from bitwright.report import svg, words
 from bitwright.report.figures import figure
-from bitwright.report.page import filled, put
+from bitwright.report.page import filled
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -51,4 +52,4 @@ def render(history: Sequence[Mapping[str, Any]]) -> str:
 
 def write(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the page, to a temporary name first."""
-    put(render(history), path)
+    put(path, render(history))

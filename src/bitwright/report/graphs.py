@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitwright.report.page import filled, put
+from bitwright.files import put
+from bitwright.report.page import filled
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -63,4 +64,4 @@ def render(said: Mapping[str, Any]) -> str:
 
 def write(said: Mapping[str, Any], path: Path) -> None:
     """Write the page, to a temporary name first."""
-    put(render(said), path)
+    put(path, render(said))

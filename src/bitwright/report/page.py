@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from bitwright.files import put
 from bitwright.report import curves, figures, frontiers, words
 from bitwright.report.summary import Summary
 
@@ -51,14 +51,7 @@ def render(summary: Summary) -> str:
 
 def write(summary: Summary, path: Path) -> None:
     """Write the page, to a temporary name first."""
-    put(render(summary), path)
-
-
-def put(page: str, path: Path) -> None:
-    """Write any page, to a temporary name first."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(page, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    put(path, render(summary))
 
 
 def filled(template: str, **values: Any) -> str:

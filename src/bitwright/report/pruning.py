@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bitwright.files import put
 from bitwright.report import words
-from bitwright.report.page import filled, put
+from bitwright.report.page import filled
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -47,4 +48,4 @@ def render(said: Mapping[str, Any], metric: str) -> str:
 
 def write(said: Mapping[str, Any], metric: str, path: Path) -> None:
     """Write the page, to a temporary name first."""
-    put(render(said, metric), path)
+    put(path, render(said, metric))

@@ -6,7 +6,6 @@ Tensors of the module, of Adam and of the random generator as safetensors: nothi
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightError
+from bitwright.files import replacing
 
 Training = tuple[nn.Module, torch.optim.Optimizer, Any, torch.Generator]
 
@@ -37,9 +37,8 @@ def save(path: Path, training: Training, history: list[float], best: dict[str, T
         tensors |= {f"optimizer:{i}:{k}": torch.as_tensor(v) for k, v in values.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     said = json.dumps({"history": history, "steps": schedule.last_epoch})
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata={"training": said})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"training": said})
 
 
 def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bitwright.errors import BitwrightError
+from bitwright.files import replacing
 from bitwright.train.saga.penalty import Vector
 from bitwright.train.saga.problem import Problem
 
@@ -40,13 +40,11 @@ class State:
     def save(self, path: str | Path) -> None:
         """Write an `.npz`, to a temporary name first."""
         path = Path(path)
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.savez(
                 file, version=VERSION, x=self.x, table=self.table, mean=self.mean,
                 block=self.block, passes=self.passes, stage=np.array(self.stage),
             )  # fmt: skip
-        os.replace(part, path)
 
 
 def start(problem: Problem, x: Vector | None = None) -> State:

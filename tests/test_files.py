@@ -1,0 +1,32 @@
+"""Files are there whole or as they were; nothing is left beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bitwright.files import put, replacing
+
+
+def test_text_is_utf8_and_bytes_are_bytes(tmp_path: Path):
+    assert put(tmp_path / "a", "½\n") == tmp_path / "a"
+    assert (tmp_path / "a").read_bytes() == b"\xc2\xbd\n"
+    put(tmp_path / "a", b"\r\n")
+    assert (tmp_path / "a").read_bytes() == b"\r\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path):
+    path = put(tmp_path / "a", "before")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "before"
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_not_there_is_the_systems_error(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        put(tmp_path / "no" / "a", "x")
