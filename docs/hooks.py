@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 #: Sphinx's roles in docstrings, which mkdocstrings leaves as they are
-ROLE = re.compile(r":(?:class|func|mod|data|meth|attr):`~?([\w.]+)`")
+ROLE = re.compile(r":(?:class|func|mod|data|meth|attr):<code[^>]*>~?([\w.]+)</code>")
 
 
 def on_config(config: Any) -> Any:
