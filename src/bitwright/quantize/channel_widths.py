@@ -32,7 +32,7 @@ from bitwright.quantize.activations import EDGE_WIDTHS, EdgeGrid, channels, watc
 #: steps tried, relative to the one of 4 bits that holds all values
 _LADDER = 2.0 ** (np.arange(-32, 5) / 4)
 #: numbers of a channel that errors are taken from
-_SAMPLES = 2048
+_SAMPLES = 1024
 _HALVINGS = 80
 #: operations that leave every channel in its place
 _KEEPS = {
