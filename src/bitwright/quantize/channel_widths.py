@@ -150,7 +150,7 @@ def channel_grids(
         if group in own:
             table, count = tables[0], counts[0]
         else:
-            table = sum(t.sum(0, keepdims=True) for t in tables)
+            table = np.sum([t.sum(0, keepdims=True) for t in tables], axis=0)
             count = np.array([sum(int(c.sum()) for c in counts)])
         losses.append(table)
         sizes.append(count)
@@ -219,6 +219,7 @@ def _numbers(
 def _losses(edge: Edge, sensitivity: Sensitivity, numbers: Tensor, base: float) -> np.ndarray:
     """½ Tr · mean squared error of a number, float64 [C, widths, steps]."""
     found = np.full((len(numbers), len(EDGE_WIDTHS), len(_LADDER)), np.inf)
+    trace = 0.5 * sensitivity.edges[edge.name].value
     for w, bits in enumerate(EDGE_WIDTHS):
         low = 0 if edge.at_zero else -(2 ** (bits - 1))
         high = low + 2**bits - 1
@@ -226,8 +227,8 @@ def _losses(edge: Edge, sensitivity: Sensitivity, numbers: Tensor, base: float) 
             if step * high <= edge.ceiling:
                 levels = (numbers / step).round_().clamp_(low, high).mul_(step)
                 error = levels.sub_(numbers).square_().mean(1)
-                found[:, w, i] = error.double().numpy()
-    return 0.5 * sensitivity.edges[edge.name].value[:, None, None] * found
+                found[:, w, i] = trace * error.double().numpy()
+    return found
 
 
 def _grid(edge: Edge, step: float, widths: Sequence[int]) -> EdgeGrid:
