@@ -156,13 +156,17 @@ def weights(rows: harness.Rows, quick: bool) -> None:
 
 
 def activations(rows: harness.Rows, quick: bool) -> None:
-    """With 8 bits of activations, and with 4."""
+    """With 8 bits of activations, and with 4, by edge and by channel."""
     wanted = ((4, 8, 0.2), (3, 8, 0.5), (2, 8, 2.5), (4, 4, 1.5))
     with tempfile.TemporaryDirectory() as folder:
         for bits, acts, most in wanted[: 1 if quick else None]:
             case, budget = f"W {bits} / A{acts}", parse_budget(f"{bits}bit")
             found = measured(cases.R20, case, folder, budget=budget, activations=acts)
             add(rows, f"ResNet-20, {case}", found, most_points=most)
+        if not quick:  # the last case again
+            settings = {"budget": budget, "activations": acts, "granularity": "channel"}
+            found = measured(cases.R20, case, folder, **settings)
+            add(rows, f"ResNet-20, {case}, widths by channel", found, most_points=most)
 
 
 def mobilenet(rows: harness.Rows, quick: bool) -> None:

@@ -93,6 +93,10 @@ Order = Annotated[
     str,
     typer.Option(help="Of fine-tuning: all layers at once, or hawq's (measured no better)."),
 ]
+Granularity = Annotated[
+    str,
+    typer.Option(help="Of activations' widths below 8 bits: edge, or channel (measured better)."),
+]
 Ranges = Annotated[
     str | None,
     typer.Option(help="Of activations: curvature (below 8 bits), squared (else) or percentile."),
@@ -141,7 +145,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _REMEMBERED = (
     "model", "weights", "data", "task", "budget", "method", "max_drop", "max_kl", "overrides",
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
-    "max_bops", "max_latency", "profile", "score", "rounding", "ranges", "batch",
+    "max_bops", "max_latency", "profile", "score", "rounding", "ranges", "granularity", "batch",
     "processes", "augment", "temperature", "rate", "equalize", "refit_head",
     "accumulator", "accumulator_kind", "accumulator_mode",
 )  # fmt: skip
@@ -149,8 +153,8 @@ _REMEMBERED = (
 
 #: options that runs of earlier versions did not have
 _YOUNGER = {
-    "ranges": None, "refit_head": False, "accumulator": None, "accumulator_kind": "wrap",
-    "accumulator_mode": "guaranteed",
+    "ranges": None, "granularity": "edge", "refit_head": False, "accumulator": None,
+    "accumulator_kind": "wrap", "accumulator_mode": "guaranteed",
 }  # fmt: skip
 
 
@@ -187,6 +191,7 @@ def _stage(
         profile: ProfileFile = None,
         rounding: Rounding = "nearest",
         ranges: Ranges = None,
+        granularity: Granularity = "edge",
         equalize: Equalize = 0.0,
         augment: Augment = None,
         temperature: Temperature = 4.0,
@@ -325,7 +330,7 @@ def _may_be(name: str, value: object) -> bool:
         value is None
         and name
         not in (
-            *("method", "score", "activations", "rounding", "order", "device"),
+            *("method", "score", "activations", "rounding", "order", "device", "granularity"),
             *("accumulator_kind", "accumulator_mode"),
         )
     )
@@ -378,6 +383,7 @@ def _assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             profile=given["profile"],
             rounding=given["rounding"],
             ranges=given["ranges"],
+            granularity=given["granularity"],
             equalize=given["equalize"],
             augment=given["augment"],
             temperature=given["temperature"],

@@ -14,13 +14,13 @@ import torch
 from onnx import numpy_helper
 
 from bitwright.arith.packing import codes_by_width, rows_by_width
-from bitwright.deploy import IntegerNetwork, artefact, onnx_file, runtime, verify
+from bitwright.deploy import IntegerNetwork, artefact, c_binary, onnx_file, runtime, verify
 from bitwright.deploy.banks import banks
 from bitwright.deploy.integer import Stored
 from bitwright.deploy.verify import Tally, _compare, _Comparison, _integers, lookups
 from bitwright.deploy.verify import _same_class as same_class
 from bitwright.errors import BitwrightError
-from bitwright.network import build
+from bitwright.network import build, fresh_edges
 from bitwright.network.network import fused_activation
 from bitwright.quantize import (
     EdgeGrid,
@@ -30,6 +30,7 @@ from bitwright.quantize import (
     simulate,
     weight_tables,
 )
+from bitwright.quantize.channel_widths import divisible
 from deploy import nets
 
 #: one of each kind is exported (two seconds each); the rest of the roster is in test_artefact.py
@@ -100,6 +101,83 @@ def test_the_file_computes_the_reference(name: str, file: Callable[[str], tuple[
     assert not {"BitShift", "BitwiseAnd", "BitwiseOr", "Split"} & set(found.operations)
     outside = {"Clip", "Relu"} & set(found.operations)
     assert not outside or name == "clips", found.operations
+
+
+def by_channel(narrow: Quantized) -> Quantized:
+    """Widths of 2 bits to the edge's, at random, for channels of all edges that may have them."""
+    network, rng = narrow.network, np.random.default_rng(0)
+    count = {e.group: e.shape[0] for e in network.edges if e.name in fresh_edges(network)}
+    edges = dict(narrow.edges)
+    for g in sorted(divisible(network)):
+        widths = tuple(rng.integers(2, edges[g].bits + 1, count[g]).tolist())
+        edges[g] = replace(edges[g], widths=widths)
+    return replace(narrow, edges=edges)
+
+
+@pytest.mark.parametrize(
+    "name", ["residual", "padded_shortcut", "mobile", "fire", "clips", "dense"]
+)
+def test_channels_of_their_own_widths(name: str, tmp_path: Path):
+    """Every integer tensor as the reference has it, no convolution less fused, and read back."""
+    narrow, _ = nets.quantized(name, narrow=True)
+    quantized = by_channel(narrow)
+    assert any(g.zero for g in quantized.edges.values() if g.widths) or name in ("clips", "fire")
+    path, before = tmp_path / "model.onnx", tmp_path / "narrow.onnx"
+    onnx_file.save(quantized, path)
+    onnx_file.save(narrow, before)
+    x = fresh(name) * 3  # beyond the ranges that the grids were fitted to
+    found = verify(quantized, path, x)
+    assert found.ok and found.same_class == 1.0, found
+    wide = runtime.optimized_operations(before)
+    for kind in ("QLinearConv", "QGemm", "Relu", "Conv"):
+        assert found.operations.get(kind, 0) == wide.get(kind, 0), kind
+    assert found.operations["QLinearAdd"] > wide.get("QLinearAdd", 0)
+    levels: dict[str, torch.Tensor] = {}
+
+    def note(name: str, value: Stored | torch.Tensor) -> None:
+        if isinstance(value, Stored):
+            levels[name] = value.q.movedim(1, 0).flatten(1)
+
+    IntegerNetwork(quantized).trace(x, note)
+    reached = 0
+    for edge in quantized.network.edges:
+        grid = quantized.edges[edge.group]
+        if grid.widths and edge.name in fresh_edges(quantized.network):
+            low, high = (torch.from_numpy(w) for w in grid.windows)
+            assert bool((levels[edge.name].amin(1) >= low).all())
+            assert bool((levels[edge.name].amax(1) <= high).all())
+            reached += int((levels[edge.name].amax(1) == high).sum())
+    assert reached  # or nothing was clipped
+    artefact.save(quantized, tmp_path / "model.safetensors", {})
+    again = artefact.load(tmp_path / "model.safetensors").quantized
+    assert again.edges == quantized.edges
+    with pytest.raises(BitwrightError, match="--granularity edge"):
+        c_binary.write(quantized, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("widths", "reason"),
+    [
+        ((2, 3), "not of an activation's channels"),
+        ((9,) * 8, "do not fit their grids"),
+        ((1,) * 8, "do not fit their grids"),
+    ],
+)
+def test_widths_that_fit_no_activation_are_refused(
+    widths: tuple[int, ...], reason: str, tmp_path: Path
+):
+    found, _ = nets.quantized("plain")
+    network = found.network
+    group = next(
+        e.group for e in network.edges if e.name in fresh_edges(network) and len(e.shape) == 3
+        and e.group in divisible(network) and e.shape[0] != 2
+    )  # fmt: skip
+    count = next(e.shape[0] for e in network.edges if e.group == group)
+    own = widths if len(widths) == 2 else widths[:1] * count
+    edges = {**found.edges, group: replace(found.edges[group], widths=own)}
+    artefact.save(replace(found, edges=edges), tmp_path / "model.safetensors", {})
+    with pytest.raises(BitwrightError, match=reason):
+        artefact.load(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", EXPORTED)

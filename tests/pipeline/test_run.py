@@ -388,6 +388,11 @@ def test_too_few_rows(tmp_path: Path):
         {"activations": 9},
         {"rounding": "up"},
         {"refit_head": 1},
+        {"granularity": "pixel"},
+        {"granularity": "channel", "activations": None},
+        {"granularity": "channel", "method": "uniform"},
+        {"granularity": "channel", "accumulator": 16},
+        {"granularity": "channel", "ranges": "squared"},
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], tmp_path: Path):
@@ -477,6 +482,44 @@ def test_activations_of_their_own_widths(start: Any):
     assert {g: grid.bits for g, grid in again.edges.items()} == bits
     one = start(activations=4, method="uniform")
     assert {grid.bits for grid in one.edges.values()} == {4}
+
+
+def test_channels_of_activations_of_their_own_widths(start: Any):
+    """A mean of 4 bits over stored numbers, in the files and in what the file computes."""
+    run = start(activations=4, granularity="channel", epochs=1)
+    numbers = {e.group: int(np.prod(e.shape)) for e in run.network.edges}
+    numbers |= {e.group: int(np.prod(e.shape)) for e in run.network.edges if len(e.shape) == 3}
+    divided = [g for g in run.edges.values() if g.widths]
+    assert divided and len({w for g in divided for w in g.widths}) > 1
+    used = sum(numbers[g] * grid.mean_bits for g, grid in run.edges.items())
+    assert 3.5 * sum(numbers.values()) < used <= 4 * sum(numbers.values())
+    assert run.verification.ok and run.verification.tensors == len(run.network.edges)
+    again = artefact.load(run.folder / "model.safetensors").quantized
+    assert {g: e.widths for g, e in again.edges.items()} == {
+        g: e.widths for g, e in run.edges.items()
+    }
+    rows = summarize(run, "tiny").edges
+    assert [r.bits for r in rows] == [run.edges[e.group].bits for e in run.network.edges]
+    assert any(r.mean_bits is not None and r.mean_bits < r.bits for r in rows)
+    answers = quantize.simulate(run.quantized, run.task.test)
+    same = (bitwright.load(run.folder)(run.task.test).argmax(1) == answers.argmax(1)).float()
+    assert same.mean() >= 0.95
+    assert run.edges != start(activations=4).edges
+
+
+def test_bit_operations_count_the_channels_own_widths(start: Any):
+    """By enumeration of multiply-accumulates of each row with each channel that it reads."""
+    run = start(activations=4, granularity="channel", max_bops="1T")
+    (limit,) = run.limits
+    grids = {e.name: (run.edges[e.group], e.shape[0]) for e in run.network.edges}
+    nodes = {n.name: n for n in run.network.module.graph.nodes}
+    wanted = []
+    for la in run.network.layers:
+        grid, channels = grids[nodes[la.calls[0]].args[0].name]
+        widths = grid.widths or (grid.bits,) * channels
+        each = la.macs // la.rows // len(widths)
+        wanted += [sum(each * w for w in widths)] * la.rows
+    np.testing.assert_allclose(limit.cost[:, 0] * 1e12, wanted)
 
 
 def test_bit_operations_count_the_activations_own_widths(start: Any):

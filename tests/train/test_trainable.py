@@ -121,18 +121,22 @@ def test_other_gradients_are_seen(old: str, new: str):
 
 def steps_of_values_are_lsqs(straight: Callable[..., Tensor]) -> None:
     torch.manual_seed(0)
-    x = (2 * torch.randn(3, 50)).requires_grad_(True)
-    step = torch.tensor(0.1, requires_grad=True)
-    seen = torch.randn(3, 50)
-    found = straight(x, step, 5, 15)
-    scaled = x.detach() / 0.1 + 5
-    code = scaled.round().clamp(0, 15)
-    assert torch.allclose(found, (code - 5) * 0.1, atol=1e-6)
-    (found * seen).sum().backward()
-    inside = (scaled > 0) & (scaled < 15)
-    assert torch.allclose(x.grad, seen * inside, atol=1e-6)
-    wanted = (seen * torch.where(inside, code - scaled, code - 5)).sum() / math.sqrt(50 * 15)
-    assert torch.allclose(step.grad, wanted, atol=1e-5)
+    whole = torch.zeros(50), torch.full((50,), 15.0)
+    channels = torch.randint(0, 6, (50,)).float(), torch.randint(5, 16, (50,)).float()
+    for limits in (None, channels):
+        x = (2 * torch.randn(3, 50)).requires_grad_(True)
+        step = torch.tensor(0.1, requires_grad=True)
+        seen = torch.randn(3, 50)
+        found = straight(x, step, 5, 15, limits)
+        scaled = x.detach() / 0.1 + 5
+        low, high = limits or whole
+        code = scaled.round().clamp(low, high)
+        assert torch.allclose(found, (code - 5) * 0.1, atol=1e-6)
+        (found * seen).sum().backward()
+        inside = (scaled > low) & (scaled < high)
+        assert torch.allclose(x.grad, seen * inside, atol=1e-6)
+        wanted = (seen * torch.where(inside, code - scaled, code - 5)).sum() / math.sqrt(50 * 15)
+        assert torch.allclose(step.grad, wanted, atol=1e-5)
 
 
 def test_steps_of_activations_are_learned():
@@ -143,9 +147,10 @@ def test_steps_of_activations_are_learned():
     ("old", "new"),
     [
         ("q - v, q - ctx.zero", "q - v, q"),
-        ("gradient * inside, by_step", "gradient, by_step"),
+        ("gradient * inside, to_step", "gradient, to_step"),
         ("math.sqrt(v[0].numel() * ctx.top)", "math.sqrt(v.numel() * ctx.top)"),
-        (".round().clamp_(0, top)", ".round()"),
+        (".round().clamp_(low, high)", ".round()"),
+        ("(v <= ctx.limits[1])", "(v <= ctx.top)"),
     ],
 )
 def test_other_steps_are_seen(old: str, new: str):

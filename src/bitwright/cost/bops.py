@@ -46,8 +46,8 @@ def mac_pairs(network: Network) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(stored), np.concatenate(loose)
 
 
-def bops_per_bit(network: Network, activations: int | Mapping[int, int] | None = 8) -> np.ndarray:
-    """Bit operations of each channel for each bit of its weights: `MACs_c · b_a`, int64 [n].
+def bops_per_bit(network: Network, activations: int | Mapping[int, float] | None = 8) -> np.ndarray:
+    """Bit operations of each channel for each bit of its weights: `MACs_c · b_a`, [n].
 
     Channels are in the order of the problem's items; times the width gives the channel's BOPs.
     Layers left in float are not in it.
@@ -55,13 +55,14 @@ def bops_per_bit(network: Network, activations: int | Mapping[int, int] | None =
     Args:
         network: captured network.
         activations: bits of all edges, or of each group; None for float, which counts 32. A layer
-            whose input is no edge reads float.
+            whose input is no edge reads float. Where channels of a group have their own, their
+            mean: exact where every row reads every channel, and for all rows of one width.
     """
     stored, loose = mac_pairs(network)
     groups = sorted({e.group for e in network.edges})
     if isinstance(activations, Mapping):
-        widths = np.array([activations[g] for g in groups], dtype=np.int64)
+        widths = np.array([activations[g] for g in groups])
     else:
         width = FLOAT_BITS if activations is None else activations
         widths = np.full(len(groups), width, dtype=np.int64)
-    return stored @ widths + loose * FLOAT_BITS
+    return np.asarray(stored @ widths + loose * FLOAT_BITS)

@@ -136,6 +136,7 @@ def _program(quantized: Quantized) -> dict[str, Any]:
     listed = [n.name for n in network.module.graph.nodes if n.op != "get_attr"]
     place = {name: i for i, name in enumerate(listed)}
     groups = sorted(quantized.edges)
+    widths = [list(quantized.edges[g].widths) for g in groups]
     return {
         "graph": to_json(network.module),
         "layers": [[place[la.calls[0]], *la.shape] for la in network.layers],
@@ -145,6 +146,7 @@ def _program(quantized: Quantized) -> dict[str, Any]:
         ],
         "grids": [[quantized.edges[g].zero, quantized.edges[g].bits] for g in groups],
         "groups": groups,
+        **({"widths": widths} if any(widths) else {}),
         "input": list(network.input_shape),
         "skipped": list(network.skipped),
     }

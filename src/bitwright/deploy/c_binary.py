@@ -46,6 +46,11 @@ def write(quantized: Quantized, folder: Path) -> Written:
     Raises:
         BitwrightError: more than 2 GB, or a shape or grid that the format cannot hold.
     """
+    if any(grid.widths for grid in quantized.edges.values()):
+        raise BitwrightError(
+            "the flat binary has one width for an activation, and this network has them by "
+            "channel; compress it with --granularity edge"
+        )
     content = binary(quantized)
     files = (
         put(folder / "model.bin", content),

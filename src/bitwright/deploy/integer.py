@@ -38,6 +38,12 @@ class Stored:
     q: Tensor
     grid: EdgeGrid
 
+    def clipped(self) -> Stored:
+        """In the levels of each channel."""
+        if not self.grid.widths:
+            return self
+        return Stored(self.q.clamp(*self.grid.limits(self.q)), self.grid)
+
     def float(self) -> Tensor:
         """`scale · (q − zero)` in float32, as DequantizeLinear computes it."""
         return (self.q - self.grid.zero).float() * f32(self.grid.scale)
@@ -128,7 +134,7 @@ class IntegerNetwork(nn.Module):
                 note(f"{node.name}.rows", value)
             grid = self._grids.get(node.name)
             if grid is not None:
-                value = noted(node.name, _store(value, grid))
+                value = noted(node.name, _store(value, grid).clipped())
             elif isinstance(value, Accumulator) and not self._waits(node):
                 value = _release(value)
             return value
@@ -137,7 +143,7 @@ class IntegerNetwork(nn.Module):
             grid = self._grids.get(node.name)
             if grid is None:
                 return value
-            return noted(node.name, quantize(value, grid))
+            return noted(node.name, quantize(value, grid).clipped())
 
         result = run(self.quantized.network.module, x, call, enter=enter)
         return torch.utils._pytree.tree_map_only(Stored, Stored.float, result)

@@ -50,7 +50,7 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
     ready = _constant_weights(build, quantized, weights)
     grids = {e.name: quantized.edges[e.group] for e in network.edges if e.group in quantized.edges}
     biases = integer_biases(build, quantized, grids)
-    narrow = _narrow(quantized)
+    narrow, axes = _narrow(quantized), {e.name: len(e.shape) + 1 for e in network.edges}
     head = list(build.nodes)
     sources = {n.name: n.args[0].name for n in network.module.graph.nodes if n.name in biases}
     for node in list(graph):
@@ -71,7 +71,8 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
             layer_name, _, call = name.partition("@")
             value = _looked_up(build, node.inputs[0], weights[layer_name], call)
         else:
-            value = _through(build, node.inputs[0], name, grids.get(name), name in narrow)
+            own = grids.get(name)
+            value = _through(build, node.inputs[0], name, own, axes[name] if name in narrow else 0)
         graph.insert_before(node, build.nodes)
         replace_value(graph, node.outputs[0], value)
         graph.remove(node, safe=True)
@@ -85,14 +86,11 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
 
 
 def _narrow(quantized: Quantized) -> set[str]:
-    """Edges of fewer than 8 bits whose values are new."""
+    """Edges of fewer than 8 bits, all or some channels, whose values are new."""
     group = {e.name: e.group for e in quantized.network.edges}
     eight = EdgeGrid(1.0, 0)
-    return {
-        name
-        for name in fresh_edges(quantized.network)
-        if quantized.edges.get(group[name], eight).bits < 8
-    }
+    grids = {n: quantized.edges.get(group[n], eight) for n in fresh_edges(quantized.network)}
+    return {name for name, grid in grids.items() if grid.bits < 8 or grid.widths}
 
 
 def _behind_clip(value: ir.Value, grid: EdgeGrid) -> ir.Value:
@@ -113,18 +111,42 @@ def _clip_ends(node: ir.Node) -> tuple[float | None, float | None]:
     return low, high
 
 
-def _through(build: Builder, value: Any, name: str, grid: EdgeGrid | None, narrow: bool) -> Any:
-    """The value on its edge's grid and back; itself where it has none."""
+def _through(build: Builder, value: Any, name: str, grid: EdgeGrid | None, axes: int) -> Any:
+    """The value on its edge's grid and back; itself where it has none.
+
+    Axes of a value that is clipped; 0 where the container does it, or it was done before.
+    """
     if grid is None:
         return value
     step, zero = np.array(grid.scale, np.float32), u8(grid.zero)
     stored = pad_integers(build, value, step, zero)
     if stored is None:
         stored = build.op("QuantizeLinear", _behind_clip(value, grid), step, zero)
-        if narrow:  # the container saturates at 255 only
+        if axes and grid.widths:
+            stored = _windowed(build, stored, grid, axes)
+        elif axes:  # the container saturates at 255 only
             stored = build.op("Clip", stored, u8(0), u8(grid.top))
     stored.name = f"{name}.q"
     return build.op("DequantizeLinear", stored, step, zero)
+
+
+def _windowed(build: Builder, stored: ir.Value, grid: EdgeGrid, axes: int) -> ir.Value:
+    """Integers clipped channel by channel, by sums that saturate: up to 255, down to 0, and back.
+
+    The oldest runtimes that the files are for have no minimum of bytes and clip all alike; sums
+    become one QLinearAdd each, whose ratios of equal steps are 1 and exact.
+    """
+    low, high = grid.windows
+    step, zero = np.array(grid.scale, np.float32), u8(grid.zero)
+    for shift in (255 - high, high - low - 255, low):
+        if not shift.any():
+            continue
+        nothing = 0 if shift.max() > 0 else 255
+        moved = (shift + nothing).astype(np.uint8).reshape(-1, *[1] * (axes - 2))
+        back = build.op("DequantizeLinear", stored, step, zero)
+        more = build.op("DequantizeLinear", moved, step, u8(nothing))
+        stored = build.op("QuantizeLinear", build.op("Add", back, more), step, zero)
+    return stored
 
 
 def _looked_up(build: Builder, ids: Any, held: Container, call: str) -> ir.Value:

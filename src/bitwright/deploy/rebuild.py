@@ -20,10 +20,11 @@ from torch import Tensor
 from bitwright.arith.grid import Grid, fits_container
 from bitwright.arith.packing import unpack
 from bitwright.codec import decode, parse
-from bitwright.network import Edge, Network, describe
+from bitwright.network import Edge, Network, describe, fresh_edges
 from bitwright.network.ops import TABLES
 from bitwright.network.program import from_json
 from bitwright.quantize import EDGE_WIDTHS, EdgeGrid, Quantized, QuantizedLayer
+from bitwright.quantize.channel_widths import divisible
 
 #: the tensor of each plane of packed codes
 STREAMS = {8: "bytes", 4: "nibbles", 2: "pairs", 1: "singles"}
@@ -69,6 +70,7 @@ class Program:
         groups: the groups that have one.
         input: shape of one row.
         skipped: layers left in float.
+        widths: of each group's channels, none where they have the group's; empty for no group any.
     """
 
     graph: tuple[Any, ...]
@@ -78,6 +80,7 @@ class Program:
     groups: tuple[int, ...]
     input: tuple[int, ...]
     skipped: tuple[str, ...]
+    widths: tuple[tuple[int, ...], ...] = ()
 
 
 def inflated(content: np.ndarray, limit: int, what: str) -> bytes:
@@ -129,7 +132,7 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     if [(la.weight, la.bias, la.shape) for la in network.layers] != shapes:
         raise ValueError("its layers are not those of its program")
     network = replace(network, edges=tuple(_edges(program, network)))
-    return Quantized(network, layers, _grids(program, tensors))
+    return Quantized(network, layers, _grids(program, tensors, network))
 
 
 def layer_shapes(
@@ -226,7 +229,9 @@ def _edges(program: Program, network: Network) -> Iterator[Edge]:
         yield Edge(node.name, group, node.meta["row_shape"], at_zero, top)
 
 
-def _grids(program: Program, tensors: dict[str, np.ndarray]) -> dict[int, EdgeGrid]:
+def _grids(
+    program: Program, tensors: dict[str, np.ndarray], network: Network
+) -> dict[int, EdgeGrid]:
     scale = tensors.get("edge_scale", np.zeros(0, np.float32))
     known = {group for _, group, _, _ in program.edges}
     groups, grids = program.groups, program.grids
@@ -236,10 +241,20 @@ def _grids(program: Program, tensors: dict[str, np.ndarray]) -> dict[int, EdgeGr
         raise ValueError("groups of edges are not those of the edges")
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError("its activations have steps that are not positive numbers")
+    widths = program.widths or ((),) * len(groups)
+    if len(widths) != len(groups):
+        raise ValueError("widths of channels do not fit the groups of edges")
     edges = {
-        group: EdgeGrid(float(step), zero, bits)
-        for group, (zero, bits), step in zip(groups, grids, scale, strict=True)
+        group: EdgeGrid(float(step), zero, bits, own)
+        for group, (zero, bits), step, own in zip(groups, grids, scale, widths, strict=True)
     }
+    own_widths = divisible(network)
+    count = {e.group: e.shape[0] for e in network.edges if e.name in fresh_edges(network)}
+    for group, grid in edges.items():
+        if grid.widths and (group not in own_widths or len(grid.widths) != count[group]):
+            raise ValueError("widths of channels are not of an activation's channels")
+        if any(b not in EDGE_WIDTHS or b > grid.bits for b in grid.widths):
+            raise ValueError("widths of channels do not fit their grids")
     if any(g.bits not in EDGE_WIDTHS or not 0 <= g.zero <= g.top for g in edges.values()):
         raise ValueError("grids of edges do not fit their widths")
     return edges

@@ -294,18 +294,23 @@ def rescaled(network: Network, groups: Scaling, factors: np.ndarray) -> Network:
             continue
         source: Any = nodes[call].args[0]
         weight = found.tensor(layer.weight).double()
-        if call in groups.groups:
+        if _moves(factors, groups, call):
             rows = torch.from_numpy(factors[groups.groups[call]])
             bias = found.tensor(layer.bias).double() / rows
             weight = weight / rows.reshape(-1, *[1] * (weight.ndim - 1))
             _put(found, layer.bias, bias)
-        if call in groups.groups and source.name in groups.groups:
+        if _moves(factors, groups, source.name):
             columns = torch.from_numpy(factors[groups.groups[source.name]])
             columns = columns.reshape(layer.groups, 1, layer.shape[1], *[1] * (weight.ndim - 2))
             split = weight.reshape(layer.groups, -1, *weight.shape[1:])
             weight = (split * columns).reshape(weight.shape)
         _put(found, layer.weight, weight)
     return found
+
+
+def _moves(factors: np.ndarray, groups: Scaling, name: str) -> bool:
+    """Whether any factor of the value is not 1: those that are held may count another axis."""
+    return name in groups.groups and bool((factors[groups.groups[name]] != 1).any())
 
 
 def _put(network: Network, name: str, value: Tensor) -> None:

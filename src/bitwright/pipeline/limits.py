@@ -18,7 +18,7 @@ from bitwright.quantize.scores import WIDTHS
 
 
 def bops_limit(
-    network: Network, bound: Bound, activations: int | Mapping[int, int] | None
+    network: Network, bound: Bound, activations: int | Mapping[int, float] | None
 ) -> Limit:
     """`Σ_c MACs_c · b_c · b_a` over the channels, in the bound's unit."""
     each = cost.bops_per_bit(network, activations) / bound.scale

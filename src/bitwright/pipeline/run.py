@@ -258,7 +258,7 @@ class Run:
             return ()
         widths: Any = None if s.activations is None else int(s.activations)
         if self._mixed:
-            widths = {g: grid.bits for g, grid in self.edges.items()}
+            widths = {g: grid.mean_bits for g, grid in self.edges.items()}
         return (bops_limit(self.network, parse_bops(s.max_bops), widths),)
 
     @cached_property
@@ -382,6 +382,15 @@ class Run:
         if not self._mixed:
             return self._calibrated
         assert isinstance(bits, int | float)
+        if self.settings.granularity == "channel":
+            return quantize.channel_grids(
+                self.network,
+                self.sensitivity,
+                self.calibration[:CALIBRATION_ROWS],
+                bits,
+                chunk=_chunk(self.network),
+                progress=partial(self.progress, "calibrate activations"),
+            )
         tables = self._edge_tables
         if self._guaranteed:
             return self._input_widths(bits)
@@ -485,6 +494,7 @@ class Run:
             *(part for li in self.limits for part in (li.name, li.unit, li.bound, li.cost)),
             "" if self.product is None else self.product.bound,
             *([] if s.sums is None else [s.accumulator, s.accumulator_kind, s.accumulator_mode]),
+            *([] if s.granularity == "edge" else [s.granularity]),
         )
 
     @property

@@ -22,6 +22,7 @@ from bitwright.quantize.scores import WIDTHS
 from bitwright.train import augment
 
 ORDERS = ("all", "hawq")
+GRANULARITIES = ("edge", "channel")
 ROUNDINGS = ("nearest", "feedback", "learned")
 
 
@@ -37,6 +38,8 @@ class Settings:
         activations: mean bits of the stored activations, 2 to 8, or None for float. Below 8, each
             edge gets its own width by curvature; one width for all with the method `uniform`.
             `auto`: widths chosen together with the weights', under `max_bops`.
+        granularity: whether a mean of fewer than 8 bits is of widths by `edge` or by `channel`
+            (:mod:`bitwright.quantize.channel_widths`).
         ranges: what decides on the ranges of activations, one of :data:`bitwright.quantize.RANGES`;
             None: `curvature` below 8 bits, else `squared`, which is as good there and needs less.
         equalize: how far the ranges of activations' channels are made equal, 0 to 1.
@@ -89,6 +92,7 @@ class Settings:
     profile: str | None = None
     rounding: str = "nearest"
     ranges: str | None = None
+    granularity: str = "edge"
     equalize: float = 0.0
     augment: str | None = None
     temperature: float = 4.0
@@ -138,6 +142,7 @@ def check_settings(settings: Settings) -> Settings:
         )
     if settings.ranges not in (None, *RANGES):
         raise BitwrightError(f"ranges {settings.ranges!r} is unknown; use {', '.join(RANGES)}")
+    _check_granularity(settings)
     bits: Any = settings.activations
     require(settings.method, bits == "auto")
     if settings.score not in SCORES:
@@ -196,6 +201,24 @@ def check_settings(settings: Settings) -> Settings:
     if settings.processes < 0:
         raise BitwrightError(f"--processes must be 0 or more, not {settings.processes}")
     return settings
+
+
+def _check_granularity(settings: Settings) -> None:
+    if settings.granularity not in GRANULARITIES:
+        names = ", ".join(GRANULARITIES)
+        raise BitwrightError(f"granularity {settings.granularity!r} is unknown; use {names}")
+    if settings.granularity == "edge":
+        return
+    if not isinstance(settings.activations, int | float) or settings.method == "uniform":
+        raise BitwrightError(
+            "--granularity channel chooses widths of a mean; give --activations 2 to 8 and a "
+            "method other than uniform"
+        )
+    if settings.accumulator is not None or settings.ranges not in (None, "curvature"):
+        raise BitwrightError(
+            "--granularity channel chooses widths and ranges by curvature; it does not go with "
+            "--accumulator or other --ranges"
+        )
 
 
 def _check_bounds(settings: Settings) -> None:

@@ -216,7 +216,9 @@ def _edge_rows(run: Run) -> tuple[EdgeRow, ...]:
             continue
         size = max(int(np.prod(edge.shape)), 1)
         trace = float(run.sensitivity.edges[edge.name].value.sum() / size)
-        rows.append(EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, None, grid.bits))
+        mean = round(grid.mean_bits, 2) if grid.widths else None
+        row = EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, None, grid.bits, mean)
+        rows.append(row)
     return tuple(rows)
 
 

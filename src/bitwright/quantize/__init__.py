@@ -1,6 +1,7 @@
 """Grids, rounding, activation ranges and correction: from a plan to a quantized network."""
 
 from bitwright.quantize.activations import EDGE_WIDTHS, PERCENTILE, RANGES, EdgeGrid, calibrate
+from bitwright.quantize.channel_widths import channel_grids
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
 from bitwright.quantize.equalize import equalized
@@ -51,6 +52,7 @@ __all__ = [
     "as_corrected",
     "blank_edges",
     "calibrate",
+    "channel_grids",
     "channel_losses",
     "channel_problem",
     "correct",

@@ -34,21 +34,50 @@ _BINS = 4096
 
 @dataclass(frozen=True)
 class EdgeGrid:
-    """`x ≈ scale · (q − zero)`, q in 0..2^bits − 1; scale is a float32 number."""
+    """`x ≈ scale · (q − zero)`, q in 0..2^bits − 1; scale is a float32 number.
+
+    Attributes:
+        widths: of each channel (axis 1 of the values), at most `bits`: it then has the 2^width
+            levels of :attr:`windows` alone. Empty where all have all.
+    """
 
     scale: float
     zero: int
     bits: int = 8
+    widths: tuple[int, ...] = ()
 
     @property
     def top(self) -> int:
         """The largest q."""
         return int(2**self.bits - 1)
 
+    @property
+    def mean_bits(self) -> float:
+        """Of a channel."""
+        return sum(self.widths) / len(self.widths) if self.widths else float(self.bits)
+
+    @property
+    def windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Least and largest q of each channel, int64 [C]; the zero point at the same share."""
+        levels = 2 ** np.array(self.widths, dtype=np.int64) - 1
+        low = self.zero - np.rint(self.zero * levels / self.top).astype(np.int64)
+        return low, low + levels
+
+    def limits(self, values: Tensor) -> tuple[Any, Any]:
+        """Least and largest q of values [n, C, ...], to clamp with.
+
+        Values with another number of channels are what others become behind their clip: a reshape.
+        """
+        if values.ndim < 2 or values.shape[1] != len(self.widths):
+            return 0, self.top
+        shape = (1, -1, *[1] * (values.ndim - 2))
+        low, high = (torch.from_numpy(w).to(values).reshape(shape) for w in self.windows)
+        return low, high
+
 
 def fake_quantize(x: Tensor, grid: EdgeGrid) -> Tensor:
-    """`scale · (clip(round(x/scale) + zero, 0, 2^bits − 1) − zero)`."""
-    q = (x / grid.scale).round_().add_(grid.zero).clamp_(0, grid.top)
+    """`scale · (clip(round(x/scale) + zero, 0, 2^bits − 1) − zero)`, in each channel's levels."""
+    q = (x / grid.scale).round_().add_(grid.zero).clamp_(*grid.limits(x))
     return q.sub_(grid.zero).mul_(grid.scale)
 
 

@@ -229,6 +229,6 @@ def _constants(layer: Layer, stored: QuantizedLayer) -> dict[str, Tensor]:
 
 def _straight(x: Tensor, grid: EdgeGrid) -> Tensor:
     """Fake quantization that passes gradients on where nothing is clipped."""
-    low, high = -grid.scale * grid.zero, grid.scale * (grid.top - grid.zero)
+    low, high = (grid.scale * (q - grid.zero) for q in grid.limits(x))
     inside = x.clamp(low, high)
     return inside + (fake_quantize(x.detach(), grid) - inside).detach()

@@ -90,14 +90,17 @@ def _artefact(path: Path) -> Inspection:
         shape = "×".join(map(str, layer.shape))
         rows.append((layer.name, layer.kind, shape, layer.weights, round(mean, 2), span, packed))
     total = sum(bits * count for bits, count in histogram.items())
-    widths = Counter(g.bits for g in quantized.edges.values())
+    widths = Counter(
+        f"{g.bits} bits ({g.mean_bits:.2f} by channel)" if g.widths else f"{g.bits} bits"
+        for g in quantized.edges.values()
+    )
     facts |= {
         "weights": network.weights,
         "bits a weight": round(total / network.weights, 4),
         "bytes a weight": round(size / network.weights, 4),
         "channels": sum(layer.rows for layer in network.layers),
         "input of a row": "×".join(map(str, network.input_shape)),
-        "activations": ", ".join(f"{n} groups of {b} bits" for b, n in sorted(widths.items()))
+        "activations": ", ".join(f"{n} groups of {b}" for b, n in sorted(widths.items()))
         or "float",
         "left in float": ", ".join(network.skipped) or "nothing",
     }

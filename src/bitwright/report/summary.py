@@ -65,6 +65,7 @@ class EdgeRow:
         trace: mean Hessian trace per element; None if not measured.
         saturated_fraction: share of calibration values outside the grid; None if not measured.
         bits: width of the grid.
+        mean_bits: of its channels; None where all have `bits`.
     """
 
     name: str
@@ -74,6 +75,7 @@ class EdgeRow:
     trace: float | None
     saturated_fraction: float | None
     bits: int = 8
+    mean_bits: float | None = None
 
 
 @dataclass(frozen=True)

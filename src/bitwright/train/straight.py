@@ -42,9 +42,14 @@ def straight_weights(
     return (levels - half) * step
 
 
-def straight_values(x: Tensor, step: Tensor, zero: int, top: int) -> Tensor:
-    """Fake-quantized activations [n, ...]; one step, a tensor of no axes."""
-    found: Tensor = _Values.apply(x, step, zero, top)
+def straight_values(
+    x: Tensor, step: Tensor, zero: int, top: int, limits: tuple[Any, Any] | None = None
+) -> Tensor:
+    """Fake-quantized activations [n, ...]; one step, a tensor of no axes.
+
+    `limits`: least and largest q, numbers or tensors that broadcast with x; None for 0 and `top`.
+    """
+    found: Tensor = _Values.apply(x, step, zero, top, *(limits or (0, top)))
     return found
 
 
@@ -52,16 +57,19 @@ class _Values(torch.autograd.Function):
     """One node in place of eight: activations are the memory of a training step."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, zero: int, top: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, zero: int, top: int, low: Any, high: Any
+    ) -> Tensor:
         v = x / step + zero
-        q = v.round().clamp_(0, top)
+        q = v.round().clamp_(low, high)
         ctx.save_for_backward(v, q)
-        ctx.zero, ctx.top = zero, top
+        ctx.zero, ctx.top, ctx.limits = zero, top, (low, high)
         return (q - zero) * step
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         v, q = ctx.saved_tensors
-        inside = (v >= 0) & (v <= ctx.top)
+        inside = (v >= ctx.limits[0]) & (v <= ctx.limits[1])
         by_step = gradient * torch.where(inside, q - v, q - ctx.zero)
-        return gradient * inside, by_step.sum() / math.sqrt(v[0].numel() * ctx.top), None, None
+        to_step = by_step.sum() / math.sqrt(v[0].numel() * ctx.top)
+        return gradient * inside, to_step, None, None, None, None

@@ -191,7 +191,8 @@ class _Step(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantized values."""
-        return straight_values(x, self.step(), self.grid.zero, self.grid.top)
+        grid = self.grid
+        return straight_values(x, self.step(), grid.zero, grid.top, grid.limits(x))
 
     def stored(self) -> EdgeGrid:
         scale = np.float32(self.step().detach().cpu().item())
