@@ -1,10 +1,10 @@
 """Multi-bit networks (ALQ): beside float, beside uniform grids trained alike, and their kernel.
 
-Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, kernels. Every finished training is
-kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state after each
-epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data folder, Fashion-MNIST as
-`alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and `$BITWRIGHT_ALQ_BITS` (2,1; of `resnet20`)
-may be fewer where time is short: more can follow later.
+Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels. Every finished
+training is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state
+after each epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data folder,
+Fashion-MNIST as `alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and `$BITWRIGHT_ALQ_BITS` (2,1;
+of `resnet20`) may be fewer where time is short: more can follow later.
 """
 
 from __future__ import annotations
@@ -45,11 +45,17 @@ kept = partial(harness.kept, CACHE / "bitwright-alq.jsonl")
 
 
 def multibit(
-    case: Case, recipe: Recipe, key: str, size: int, most: int, labels: bool = False
+    case: Case,
+    recipe: Recipe,
+    key: str,
+    size: int,
+    most: int,
+    labels: bool = False,
+    activation_bases: int = 0,
 ) -> dict[str, Any]:
     """Train, write, and judge what was written."""
     x, y = case.arrays["train_x"], case.arrays["train_y"]
-    net = prepare(case.model, x[:2], size=size, most=most)
+    net = prepare(case.model, x[:256], size=size, most=most, activation_bases=activation_bases)
     learn: dict[str, Any] = {} if labels else {"loss": softened, "teacher": case.model}
     history = train(net, x, y if labels else None, recipe, augment=case.augment,
                     checkpoint=CACHE / f"alq-{key}.safetensors",
@@ -239,6 +245,22 @@ def curvature(rows: Rows, quick: bool) -> None:
         )  # fmt: skip
 
 
+def activations(rows: Rows, quick: bool) -> None:
+    """LeNet-5 of 0.36 stored bits a weight with 1, 2 and 3 binary bases of activations."""
+    case = lenet(CACHE, quick)
+    recipe = Recipe(bits=0.36, loops=3, straight=3, final=1)
+    if quick:
+        recipe = Recipe(bits=0.36, loops=1, straight=0, final=1)
+    for count in (2,) if quick else (1, 2, 3):
+        key = f"lenet5-0.36-{count}{'-quick' if quick else ''}"
+        work = partial(multibit, case, recipe, key, 50, 4, True, count)
+        found = _once(quick, key, work)
+        ours, whole = _float_and_ours(case, found)
+        rows.add(f"accuracy, {case.name}, {count} bases of activations", ours, "", None, "float",
+                 whole, bits=round(found["bits"], 4), bytes=found["bytes"])  # fmt: skip
+        _files(rows, f"{case.name}, {count} bases of activations", found)
+
+
 def _most(runs: list[dict[str, Any]]) -> int:
     return max(int(r["weight_bytes"]) for r in runs)
 
@@ -263,6 +285,7 @@ PARTS = {
     "fashion": fashion,
     "resnet20": compared,
     "curvature": curvature,
+    "activations": activations,
     "kernels": kernels,
 }
 
