@@ -59,6 +59,26 @@ class Rows:
         path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def kept(path: Path, key: str, make: Callable[[], Any]) -> Any:
+    """What was measured under this key before, as `path` has it, or what `make` measures now.
+
+    One JSON object a line; a line that a kill cut short is measured again.
+    """
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if found["key"] == key:
+                return found["value"]
+    value = make()
+    broken = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a") as file:
+        file.write("\n" * broken + json.dumps({"key": key, "value": value}) + "\n")
+    return value
+
+
 def run(name: str, doc: str, parts: Mapping[str, Callable[[Rows, bool], None]]) -> None:
     """Run the parts asked for on the command line; each one's rows are kept as it ends."""
     chosen = options(doc)

@@ -9,7 +9,6 @@ writes.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -44,18 +43,8 @@ SEEDS = int(os.environ.get("BITWRIGHT_PRUNE_SEEDS", "3"))
 TUNING_ROWS = 8000
 
 
-def kept(key: str, make: Callable[[], Any]) -> Any:
-    """What was measured under this key before, or what `make` measures now."""
-    path = CACHE / "bitwright-prune.jsonl"
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            found = json.loads(line)
-            if found["key"] == key:
-                return found["value"]
-    value = make()
-    with path.open("a") as file:
-        file.write(json.dumps({"key": key, "value": value}) + "\n")
-    return value
+#: what was measured under a key before, or what is measured now
+kept = partial(harness.kept, CACHE / "bitwright-prune.jsonl")
 
 
 def tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def lenet(cache: Path) -> Bench:
         x, test_x = (_pixels(file[f"{part}_images"]) for part in ("train", "test"))
         y, test_y = (torch.from_numpy(file[f"{part}_labels"].astype(np.int64))
                      for part in ("train", "test"))  # fmt: skip
-    model = _trained(lenet5(), x[:20000], y[:20000], cache / "lenet5-mnist.safetensors", 2)
+    model = trained(lenet5(), x[:20000], y[:20000], cache / "lenet5-mnist.safetensors", 2)
     return Bench.of("LeNet-5, MNIST", model, _rows(x, y, test_x, test_y))
 
 
@@ -61,11 +61,11 @@ def vgg(cache: Path) -> Bench:
     """The VGG on the embedded images of Fashion-MNIST, taught by the embedded network."""
     arrays = {k: torch.from_numpy(v) for k, v in demo_data().items()}
     path = cache / "vgg11-fashion.safetensors"
-    model = _trained(vgg11(), arrays["train_x"], arrays["train_y"], path, 12)
+    model = trained(vgg11(), arrays["train_x"], arrays["train_y"], path, 12)
     return Bench.of("VGG-11/4, Fashion-MNIST", model, arrays)
 
 
-def _trained(model: nn.Module, x: Tensor, y: Tensor, path: Path, epochs: int) -> nn.Module:
+def trained(model: nn.Module, x: Tensor, y: Tensor, path: Path, epochs: int) -> nn.Module:
     """The model with the weights of the cache, or trained and put there."""
     if not path.is_file():
         torch.manual_seed(0)

@@ -794,6 +794,9 @@ def train_multibit(
     size: Annotated[int, typer.Option(help="About so many weights share bases elsewhere.")] = 64,
     most: Annotated[int, typer.Option(help="Bases that a group begins with, 1 to 8.")] = 6,
     curvature: Annotated[str, typer.Option(help="Of pruning: amsgrad, gauss-newton.")] = "amsgrad",
+    activation_bases: Annotated[
+        int, typer.Option(help="Binary bases of what each layer reads, 1 to 4; 0: float.")
+    ] = 0,
     labels: Annotated[
         bool, typer.Option("--labels", help="Learn from labels, not from the float model.")
     ] = False,
@@ -815,7 +818,7 @@ def train_multibit(
                     batch=batch, rate=rate, curvature=curvature, seed=seed)  # fmt: skip
     groups = dict(g.partition("=")[::2] for g in group or ())
     settings = MultibitSettings(recipe, groups, size, most, tuple(skip or ()), labels,
-                                temperature, augment)  # fmt: skip
+                                temperature, augment, activation_bases)  # fmt: skip
     with _interruptible(), Bars(quiet) as bars:
         whole, _ = _task(given)
         found = run(whole, settings, out, bars.update)

@@ -10,6 +10,7 @@ import pytest
 
 from bitwright import multibit
 from bitwright.deploy import runtime
+from bitwright.multibit.activations import chains
 from bitwright.network import outputs
 from pipeline import tiny
 from pipeline.tiny import call, given, refused
@@ -53,6 +54,18 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path):
     assert call("train-multibit", *words, "--quiet") == 0
     assert tiny.digests(tmp_path / "run", before) == before
     assert (tmp_path / "run" / "training.safetensors").stat().st_mtime_ns == kept
+
+
+def test_activations_have_bases_where_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny.write(tmp_path)
+    words = given(tmp_path, out=tmp_path / "run", **SHORT)
+    assert call("train-multibit", *words, "--activation-bases", "2", "--quiet") == 0
+    found = multibit.load(tmp_path / "run" / "model.safetensors")
+    cuts = chains(found.network)
+    assert len(cuts) == len(found.layers) - 1 and {len(cut.values) for cut in cuts} == {4}
+    assert "1 to 4 bases" in refused(
+        capsys, "train-multibit", *words, "--activation-bases", "7", "--out", str(tmp_path / "b")
+    )
 
 
 def test_bad_groups_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitwright.arith.multibit import Bases, sketch, values
 from bitwright.errors import BitwrightError
+from bitwright.multibit.activations import Activations, calibrated, placed
 from bitwright.multibit.groups import Grouping, parse, usual
 from bitwright.multibit.packed import Packed, compacted, pack
 from bitwright.network import build
@@ -27,6 +28,7 @@ class Multibit(nn.Module):
     Attributes:
         body: a copy of the module; its layers have no weights but while it runs.
         layers: bases by the layer's name.
+        inputs: bases of what layers read, by the layer's name; none where activations are float.
         skip: layers that stay float.
         example: two rows, to capture the module again.
     """
@@ -39,11 +41,13 @@ class Multibit(nn.Module):
         layers: Mapping[str, Layer],
         example: Tensor,
         skip: Sequence[str] = (),
+        inputs: Mapping[str, Activations] | None = None,
     ) -> None:
         super().__init__()
         self.body, self.skip = body, tuple(skip)
         self.layers = nn.ModuleDict({_key(name): layer for name, layer in layers.items()})
         self.names = tuple(layers)
+        self.inputs = nn.ModuleDict({_key(name): each for name, each in (inputs or {}).items()})
         self.register_buffer("example", example[:2].clone(), persistent=False)
         self._owners = {name: _owners(body, name) for name in self.names}
         for owners in self._owners.values():
@@ -74,8 +78,16 @@ class Multibit(nn.Module):
 
     def run(self, weights: Mapping[str, Tensor], *inputs: Any) -> Any:
         """What the module answers with these weights."""
-        with self._placed(weights):
+        with self._placed(weights), placed(self.activations(), self._readers()):
             return self.body(*inputs)
+
+    def activations(self) -> dict[str, Activations]:
+        """Bases of what layers read, by the layer's name."""
+        given = {name: self.inputs[_key(name)] for name in self.names if _key(name) in self.inputs}
+        return {name: each for name, each in given.items() if isinstance(each, Activations)}
+
+    def _readers(self) -> dict[str, nn.Module]:
+        return {name: owners[0][0] for name, owners in self._owners.items()}
 
     @contextmanager
     def _placed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -91,8 +103,9 @@ class Multibit(nn.Module):
                 module.__dict__.pop(leaf, None)
 
     def others(self) -> list[nn.Parameter]:
-        """Parameters that are no bases: biases, batch-norm."""
-        return [p for p in self.body.parameters() if p.requires_grad]
+        """Parameters that are no weights' bases: biases, batch-norm, activations' coordinates."""
+        given = [*self.body.parameters(), *self.inputs.parameters()]
+        return [p for p in given if p.requires_grad]
 
     def packed(self) -> Packed:
         """The layers as a file would hold them."""
@@ -108,7 +121,10 @@ class Multibit(nn.Module):
         return self.packed().size_bits / self.weights
 
     def dense(self) -> nn.Module:
-        """The plain module with the weights that the bases stand for, in evaluation mode."""
+        """The plain module with the weights that the bases stand for, in evaluation mode.
+
+        Its activations are float.
+        """
         body = copy.deepcopy(self.body)
         for name in self.names:
             weight = nn.Parameter(self[name].weight())
@@ -157,20 +173,23 @@ def prepare(
     size: int = 64,
     most: int = 6,
     skip: Sequence[str] = (),
+    activation_bases: int = 0,
 ) -> Multibit:
     """A copy of the model whose weights are bases, by :func:`~bitwright.arith.multibit.sketch`.
 
     Args:
         model: trained; left as it is.
-        example: [n >= 2, ...] rows as it takes them.
+        example: [n >= 2, ...] rows as it takes them; activations are fitted to the first 256.
         groups: layer -> `kernel`, `pixel`, `channel` or a number of weights.
         size: about how many weights the groups of all other layers have.
         most: bases a group begins with at most.
         skip: names of layers to leave in float, or prefixes that end in a dot.
+        activation_bases: binary bases of what each layer reads
+            (:mod:`bitwright.multibit.activations`), but of the network's own input; 0 for float.
 
     Raises:
-        BitwrightError: the model cannot be captured, a layer is unknown or an embedding, or its
-            groups do not fit.
+        BitwrightError: the model cannot be captured, a layer is unknown or an embedding, its groups
+            do not fit, or its input cannot have bases.
     """
     network = build(model, example, skip=skip)
     shapes = {la.name: la.shape for la in network.layers}
@@ -191,7 +210,11 @@ def prepare(
             grouping = parse(groups[name], layer.shape, name)
         weight = body.get_parameter(layer.weight).detach()
         layers[name] = Layer(sketch(grouping.cut(weight), most), grouping, layer.shape)
-    return Multibit(body, layers, example, skip)
+    inputs = {}
+    if activation_bases:
+        owners = {name: _owners(body, name) for name in layers}
+        inputs = calibrated(body, network, owners, example[:256], activation_bases)
+    return Multibit(body, layers, example, skip, inputs)
 
 
 def _key(name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +24,37 @@ from bitwright.deploy.onnx_file import hollow, replace_value
 from bitwright.deploy.placeholders import DOMAIN
 from bitwright.deploy.tidy import tidy
 from bitwright.deploy.unpacking import sorted_places
+from bitwright.multibit.activations import chains
 from bitwright.multibit.packed import planes
 from bitwright.multibit.stored import Stored, StoredLayer
-from bitwright.network import Layer
+from bitwright.network import Edge, Layer
 
 
 def build_model(stored: Stored) -> ir.Model:
-    """The complete model; the value of each layer's weight is named `LAYER.q`."""
-    model = hollow(stored.network, edges=False)
+    """The complete model.
+
+    The value of each layer's weight is named `LAYER.q`, that of activations on bases `NODE.q`.
+    """
+    network = stored.network
+    cuts = [chain.last for chain in chains(network)]
+    edges = tuple(Edge(n.name, i, n.meta["row_shape"], False) for i, n in enumerate(cuts))
+    model = hollow(replace(network, edges=edges), edges=bool(edges))
     graph, build = model.graph, Builder()
     weights = _weights(build, stored)
     head = list(build.nodes)
-    layers = {la.name: la for la in stored.network.layers}
+    layers = {la.name: la for la in network.layers}
     for node in list(graph):
         if node.domain != DOMAIN:
             continue
         name, _, call = node.attributes["name"].as_string().partition("@")
-        value = weights[name]
-        if call:
-            bias = stored.network.bias(layers[name]).detach().numpy()
-            value = build.constant(bias)
+        if node.op_type == "Edge":
+            value = node.inputs[0]
+            assert value is not None
+            value.name = f"{name}.q"
+        elif call:
+            value = build.constant(network.bias(layers[name]).detach().numpy())
+        else:
+            value = weights[name]
         replace_value(graph, node.outputs[0], value)
         graph.remove(node, safe=True)
     graph.insert_before(graph[0], head)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitwright.arith.multibit import Bases, tidied, values
 from bitwright.errors import BitwrightError
+from bitwright.multibit.activations import insert
 from bitwright.multibit.groups import Grouping
 from bitwright.multibit.net import Multibit
 from bitwright.multibit.packed import Packed, compacted, pack
@@ -34,7 +35,7 @@ class Stored:
     """A captured network whose weights are those of its layers' bases.
 
     Attributes:
-        network: batch-norm folded; it computes what the files compute.
+        network: batch-norm folded, activations cut to their bases; it computes what the files do.
         layers: by name, in the order of the network's.
     """
 
@@ -78,4 +79,4 @@ def stored(net: Multibit) -> Stored:
             )
         layers[layer.name] = StoredLayer(bases, own.grouping)
         set_attribute(network.module, layer.weight, layers[layer.name].weight(layer.shape))
-    return Stored(network, layers)
+    return Stored(insert(network, net.activations()), layers)

@@ -35,6 +35,7 @@ class MultibitSettings:
         labels: learn from labels; else from the float model's answers.
         temperature: of those answers.
         augment: as for fine-tuning.
+        activation_bases: binary bases of what each layer reads; 0 for float.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class MultibitSettings:
     labels: bool = False
     temperature: float = 4.0
     augment: str | None = None
+    activation_bases: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def train_multibit(
     out.mkdir(parents=True, exist_ok=True)
     x, r = task.calibration, settings.recipe
     net = prepare(task.model, x, groups=settings.groups, size=settings.size,
-                  most=settings.most, skip=settings.skip)  # fmt: skip
+                  most=settings.most, skip=settings.skip,
+                  activation_bases=settings.activation_bases)  # fmt: skip
     many = len(r.epochs())
     history = train(
         net,
