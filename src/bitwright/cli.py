@@ -95,7 +95,9 @@ Order = Annotated[
 ]
 Granularity = Annotated[
     str,
-    typer.Option(help="Of activations' widths below 8 bits: edge, or channel (measured better)."),
+    typer.Option(
+        help="Of activations' widths below 8 bits: edge, or channel (loses less, runs slower)."
+    ),
 ]
 Ranges = Annotated[
     str | None,

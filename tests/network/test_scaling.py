@@ -152,3 +152,28 @@ def test_factors_of_held_groups_are_refused():
     for factors in (np.full(groups.count, 2.0), np.where(groups.free, -1.0, 1.0)):
         with pytest.raises(ValueError, match="factors must be positive"):
             module.rescaled(network, groups, factors)
+
+
+def tokens_stay(module: ModuleType) -> None:
+    """Values of tokens count another axis than the rows of the layers on them, and are held."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3)).eval()
+    x = torch.randn(8, 4, 6)
+    network = build(model, x)
+    groups = module.scaling(network)
+    assert not groups.free.any()
+    same = module.rescaled(network, groups, np.ones(groups.count))
+    assert torch.equal(outputs(same.module, x), outputs(network.module, x))
+
+
+def test_tokens_stay():
+    tokens_stay(module)
+
+
+@pytest.mark.parametrize("name", ["call", "source.name"])
+def test_other_tokens_are_seen(name: str):
+    wrong = mutant(
+        "network.scaling", f"if _moves(factors, groups, {name})", f"if {name} in groups.groups"
+    )
+    with pytest.raises(RuntimeError):
+        tokens_stay(wrong)
