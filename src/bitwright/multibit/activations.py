@@ -61,7 +61,7 @@ def fit(x: Tensor, count: int, at_zero: bool) -> Tensor:
     that would not make the error smaller ends it.
     """
     x = x.detach().flatten().double()
-    x = x[:: max(1, len(x) // _SAMPLE)]
+    x = x[:: max(1, len(x) // _SAMPLE)].contiguous()
     top = float(x.abs().max().clamp(min=1e-6))
     powers = 2.0 ** torch.arange(count, dtype=torch.float64)
     table = _table(count, at_zero, powers)
@@ -93,7 +93,7 @@ class _Nearest(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, at_zero: bool) -> Tensor:
         values, middles, codes = ordered(alpha, at_zero)
-        place = torch.bucketize(x, middles)
+        place = torch.bucketize(x.contiguous(), middles)
         ctx.save_for_backward((x >= values[0]) & (x <= values[-1]), codes[place], alpha)
         ctx.at_zero = at_zero
         return values[place]
