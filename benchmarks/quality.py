@@ -207,6 +207,7 @@ def finetune(rows: harness.Rows, quick: bool) -> None:
     settings = Settings(
         budget=parse_budget("2bit"),
         activations=4,
+        granularity="channel",
         rounding="feedback",
         epochs=EPOCHS,
         augment="flip,crop4",
@@ -219,7 +220,7 @@ def finetune(rows: harness.Rows, quick: bool) -> None:
     bits = quantize.mean_bits(run.network, built.layers)
     found |= {"peer": "before training", "peer_kl": before["kl"], "mean_bits": round(bits, 4)}
     found |= {"seconds": round(spent[0], 1), "processor_seconds": round(spent[1], 1)}
-    add(rows, "ResNet-20, W 2 / A4, fine-tuned", found, 0.08, 1.5)
+    add(rows, "ResNet-20, W 2 / A4, widths by channel, fine-tuned", found, 0.08, 1.5)
 
 
 def ablation(rows: harness.Rows, quick: bool) -> None:
