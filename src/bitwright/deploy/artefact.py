@@ -36,12 +36,13 @@ import torch
 
 from bitwright.arith.grid import fits_container
 from bitwright.arith.packing import codes_by_width, pack, rows_by_width
-from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, program_limits, rebuild
+from bitwright.deploy.programs import free_tensors, program_limits, require_storable
+from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, rebuild
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.network import Layer, Network
-from bitwright.network.program import to_json, unstorable
+from bitwright.network.program import to_json
 from bitwright.quantize import Quantized, QuantizedLayer
 
 SCHEMA = 2
@@ -68,12 +69,7 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
             not fit the 8-bit container.
     """
     network = quantized.network
-    strange = unstorable(network.module)
-    if strange:
-        raise BitwrightError(
-            f"the model uses {', '.join(strange[:5])}, which the artefact cannot store; the ONNX "
-            "file can: export that alone, or replace the operation"
-        )
+    require_storable(network, "the ONNX file can: export that alone, or replace the operation")
     stored = [quantized.layers[layer.name] for layer in network.layers]
     scale = torch.cat([s.grid.scale for s in stored])
     half = scale.half()
@@ -93,12 +89,7 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
     if groups:
         steps = [quantized.edges[g].scale for g in groups]
         tensors["edge_scale"] = np.array(steps, dtype=np.float32)
-    own = {layer.weight for layer in network.layers} | {layer.bias for layer in network.layers}
-    module = network.module
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if name not in own:
-            # ascontiguousarray would give a scalar an axis
-            tensors[f"f:{name}"] = np.array(value.detach().numpy(), order="C")
+    tensors |= free_tensors(network)
     tree = _program(quantized)
     program = json.dumps(tree, separators=(",", ":")).encode()
     limits = program_limits(tensors)

@@ -8,8 +8,7 @@ fit (:mod:`bitwright.network.program`).
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +18,8 @@ from torch import Tensor
 
 from bitwright.arith.grid import Grid, fits_container
 from bitwright.arith.packing import unpack
-from bitwright.codec import decode, parse
-from bitwright.network import Edge, Network, describe, fresh_edges
-from bitwright.network.ops import TABLES
-from bitwright.network.program import from_json
+from bitwright.deploy.programs import captured, inflated, layer_shapes, read_program
+from bitwright.network import Edge, Network, fresh_edges
 from bitwright.quantize import EDGE_WIDTHS, EdgeGrid, Quantized, QuantizedLayer
 from bitwright.quantize.channel_widths import divisible
 
@@ -31,31 +28,6 @@ STREAMS = {8: "bytes", 4: "nibbles", 2: "pairs", 1: "singles"}
 #: half steps that a zero point may lie below 2^width
 MOST_SPARE = 15
 _KNOWN = {"grid", "scale", "bias", "edge_scale", "program", *STREAMS.values()}
-#: operations that name a table in front of its indices
-_LOOKUPS = {str(op) for op in TABLES}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an artefact's program may be beside its other tensors.
-
-    A node takes some 9 KB of memory, however short its text; text takes ten times its bytes, and
-    numbers become weights that take some ten times theirs. So a program within these limits needs
-    no more memory than the numbers do, beside what any file may take.
-
-    Attributes:
-        text: bytes of JSON.
-        nodes: of the graph.
-    """
-
-    text: int
-    nodes: int
-
-
-def program_limits(tensors: Mapping[str, np.ndarray]) -> Limits:
-    """Of an artefact with these tensors."""
-    size = sum(v.nbytes for name, v in tensors.items() if name != "program")
-    return Limits(2**18 + size // 4, 2**10 + size // 2**11)
 
 
 @dataclass(frozen=True)
@@ -83,15 +55,6 @@ class Program:
     widths: tuple[tuple[int, ...], ...] = ()
 
 
-def inflated(content: np.ndarray, limit: int, what: str) -> bytes:
-    """At most `limit` bytes of a zlib stream that is whole and has nothing behind it."""
-    engine = zlib.decompressobj()
-    text = engine.decompress(content.tobytes(), limit)
-    if engine.unconsumed_tail or not engine.eof or engine.unused_data:
-        raise ValueError(f"its {what} is longer than it may be, or cut off")
-    return text
-
-
 def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     """The network that an artefact's tensors hold.
 
@@ -106,57 +69,18 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     for name in ("grid", "program", *STREAMS.values()):
         if name in tensors and (tensors[name].dtype != np.uint8 or tensors[name].ndim != 1):
             raise ValueError(f"its {name} is no row of bytes")
-    limits = program_limits(tensors)
-    text = inflated(tensors["program"], limits.text, "program")
-    program: Program = decode(Program, parse(text, "its program"), "program")
-    if len(program.graph) > limits.nodes:
-        raise ValueError(f"its program has {len(program.graph)} nodes, more than its weights need")
+    program = read_program(Program, tensors)
     shapes = layer_shapes(program.graph, program.layers)
     layers = _layers(shapes, tensors)
-    parameters = {
-        name[2:]: torch.from_numpy(np.array(value))
-        for name, value in tensors.items()
-        if name.startswith("f:")
-    }
-    free = set(parameters)
+    own = {}
     for weight, bias, shape in shapes:
         stored = layers[weight.removesuffix(".weight")]
-        parameters[weight] = stored.matrix().reshape(shape)
+        own[weight] = stored.matrix().reshape(shape)
         if bias:
-            parameters[bias] = stored.bias
-    module = from_json(program.graph, parameters, program.input)
-    reads = {n.target for n in module.graph.nodes if n.op == "get_attr"}
-    if not free <= reads:
-        raise ValueError(f"nothing reads {sorted(free - reads)[0][:80]!r}")
-    network = describe(module, program.input, program.skipped)
-    if [(la.weight, la.bias, la.shape) for la in network.layers] != shapes:
-        raise ValueError("its layers are not those of its program")
+            own[bias] = stored.bias
+    network = captured(program, tensors, shapes, own)
     network = replace(network, edges=tuple(_edges(program, network)))
     return Quantized(network, layers, _grids(program, tensors, network))
-
-
-def layer_shapes(
-    graph: Sequence[Any], layers: Sequence[Sequence[int]]
-) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Weight, bias and the weight's shape of each layer, from the nodes that call them.
-
-    An embedding's bias is "": its lookup has the weight in front, and none.
-    """
-    found = []
-    for place, *shape in layers:
-        if not 0 <= place < len(graph):
-            raise ValueError(f"its layer at {place} is not in its program")
-        if len(shape) < 2 or min(shape) < 1:
-            raise ValueError("its layers have shapes without weights")
-        _, operation, (first, weight, *rest), *_ = graph[place]
-        if operation in _LOOKUPS:
-            found.append((str(first["p"]), "", tuple(shape)))
-        else:
-            found.append((str(weight["p"]), str(rest[0]["p"]), tuple(shape)))
-    names = [name for weight, bias, _ in found for name in (weight, bias) if name]
-    if len(set(names)) < len(names):
-        raise ValueError("two of its layers share a parameter")
-    return found
 
 
 def _layers(

@@ -26,16 +26,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.codec import decode, parse
-from bitwright.deploy.rebuild import inflated, layer_shapes, program_limits
+from bitwright.deploy.programs import (
+    captured,
+    free_tensors,
+    layer_shapes,
+    read_program,
+    require_storable,
+)
 from bitwright.deploy.tensors import from_bytes, read_bytes, to_bytes
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.multibit.groups import KINDS, Grouping
 from bitwright.multibit.packed import Packed, unpack
 from bitwright.multibit.stored import Stored, StoredLayer
-from bitwright.network import describe
-from bitwright.network.program import from_json, to_json, unstorable
+from bitwright.network.program import to_json
 
 SCHEMA, KIND = 1, "multi-bit"
 _KNOWN = {"counts", "alpha", "signs", "bias", "program"}
@@ -70,22 +74,13 @@ def save(stored: Stored, path: Path, metadata: Mapping[str, Any]) -> None:
             of a network is empty.
     """
     network, packed = stored.network, stored.packed()
-    strange = unstorable(network.module)
-    if strange:
-        raise BitwrightError(
-            f"the model uses {', '.join(strange[:5])}, which the artefact cannot store; replace "
-            "the operation"
-        )
+    require_storable(network, "replace the operation")
     biases = [network.bias(la).detach() for la in network.layers]
     tensors: dict[str, np.ndarray] = {
         "counts": packed.counts, "alpha": packed.alpha, "signs": packed.signs,
         "bias": torch.cat(biases).numpy(),
     }  # fmt: skip
-    own = {la.weight for la in network.layers} | {la.bias for la in network.layers}
-    module = network.module
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if name not in own:
-            tensors[f"f:{name}"] = np.array(value.detach().numpy(), order="C")
+    tensors |= free_tensors(network)
     if network.weights > _most_weights(packed):
         raise BitwrightError(
             f"{network.weights} weights in {packed.size_bits // 8} bytes are more than a reader "
@@ -142,11 +137,7 @@ def _rebuilt(tensors: dict[str, np.ndarray]) -> Stored:
                        ("bias", "float32"), ("program", "uint8")):  # fmt: skip
         if tensors[name].dtype.name != kind or tensors[name].ndim != 1:
             raise ValueError(f"its {name} is no row of {kind}")
-    limits = program_limits(tensors)
-    text = inflated(tensors["program"], limits.text, "program")
-    program: Program = decode(Program, parse(text, "its program"), "program")
-    if len(program.graph) > limits.nodes:
-        raise ValueError(f"its program has {len(program.graph)} nodes, more than its weights need")
+    program = read_program(Program, tensors)
     packed = Packed(tensors["counts"], tensors["alpha"], tensors["signs"])
     shapes = layer_shapes(program.graph, program.layers)
     layers = _layers(program, packed, shapes)
@@ -154,21 +145,12 @@ def _rebuilt(tensors: dict[str, np.ndarray]) -> Stored:
     if tensors["bias"].shape != (sum(rows),) or not np.isfinite(tensors["bias"]).all():
         raise ValueError(f"its bias is not {sum(rows)} numbers")
     biases = torch.from_numpy(np.array(tensors["bias"])).split(rows)
-    parameters: dict[str, Tensor] = {
-        name[2:]: torch.from_numpy(np.array(value))
-        for name, value in tensors.items()
-        if name.startswith("f:")
-    }
-    free = set(parameters)
+    own: dict[str, Tensor] = {}
     for (weight, bias, shape), offset in zip(shapes, biases, strict=True):
-        parameters[weight] = layers[weight.removesuffix(".weight")].weight(shape)
+        own[weight] = layers[weight.removesuffix(".weight")].weight(shape)
         if bias:
-            parameters[bias] = offset.clone()
-    module = from_json(program.graph, parameters, program.input)
-    reads = {n.target for n in module.graph.nodes if n.op == "get_attr"}
-    network = describe(module, program.input, program.skipped)
-    if not free <= reads or [(la.weight, la.bias, la.shape) for la in network.layers] != shapes:
-        raise ValueError("its layers are not those of its program")
+            own[bias] = offset.clone()
+    network = captured(program, tensors, shapes, own)
     return Stored(network, layers)
 
 
