@@ -146,7 +146,13 @@ class PageRun:
 
 
 CASES = [
-    pytest.param(page, number, id=f"{page.relative_to(ROOT)}:{block.line}")
+    pytest.param(
+        page,
+        number,
+        id=f"{page.relative_to(ROOT)}:{block.line}",
+        # a page's blocks need one another: `-n 2 --dist loadgroup` keeps them with one worker
+        marks=pytest.mark.xdist_group(page.name),
+    )
     for page in PAGES
     for number, block in enumerate(blocks_of(page.read_text(encoding="utf-8")))
     if block.language == "python"
