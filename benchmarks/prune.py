@@ -39,8 +39,8 @@ CACHE = Path(os.environ.get("BITWRIGHT_PRUNE_CACHE", tempfile.gettempdir()))
 TUNED = ("HAP", *PEERS, "HAP, implant", "HAP, implant from zero")
 #: seeds of fine-tunings; fewer, by the environment, where time is short: more can follow later
 SEEDS = int(os.environ.get("BITWRIGHT_PRUNE_SEEDS", "3"))
-#: rows that fine-tuning sees once, in steps of 32, where there are so many: a minute of two cores
-TUNING_ROWS = 8000
+#: rows that fine-tuning sees once, in steps of 32
+TUNING_ROWS = 1000
 
 
 #: what was measured under a key before, or what is measured now
