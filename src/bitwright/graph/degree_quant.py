@@ -128,10 +128,6 @@ class DegreeQuant(nn.Module):
         finally:
             self._seen = None
 
-    def range_of(self, site: str) -> Range:
-        """The range of an activation, by its key in `ranges`."""
-        return self._range(site)
-
     def _graph(self, args: Any, keywords: Any) -> tuple[Tensor, int, Tensor | None]:
         """Targets of the edges, number of nodes, graph of each node."""
         given = self._signature.bind(*args, **keywords).arguments
@@ -210,7 +206,7 @@ class DegreeQuant(nn.Module):
             self._seen.setdefault(key, []).append(out)
             return out
         now = self._now if len(x) == self._now.nodes else _Pass(len(x))
-        found = self._range(key)
+        found = self.range_of(key)
         if self.training or self._observing:
             found.update(x, now.protected, self.generator)
         out = self._rounded(x, key, found, now)
@@ -235,7 +231,8 @@ class DegreeQuant(nn.Module):
             return values
         return round_edges(values, targets, self._now.nodes, bits)
 
-    def _range(self, key: str) -> Range:
+    def range_of(self, key: str) -> Range:
+        """The range of an activation, by its key in `ranges`."""
         if key not in self.ranges:
             if not self._observing:
                 raise BitwrightError(f"{key} was not reached by the example; calibrate() with one")
