@@ -40,8 +40,9 @@ from bitwright.errors import BitwrightError
 from bitwright.graph.degrees import degree_classes, in_degrees, protection
 from bitwright.graph.ranges import Range
 from bitwright.graph.scheme import Scheme
-from bitwright.graph.sites import evaluating, is_rounded, keep_mark, low_bit, mark, target_row
+from bitwright.graph.sites import is_rounded, keep_mark, low_bit, mark, target_row
 from bitwright.graph.weights import round_edges, round_weights
+from bitwright.network import evaluating
 
 
 @dataclass(frozen=True)

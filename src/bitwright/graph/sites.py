@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,15 +54,3 @@ def keep_mark(module: nn.Module, args: Any, out: Tensor) -> None:
     """What a dropout leaves of rounded numbers is rounded."""
     if is_rounded(args[0]):
         mark(out)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each part's own mode afterwards."""
-    before = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in before.items():
-            part.training = mode

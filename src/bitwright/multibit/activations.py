@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from bitwright.errors import BitwrightError
-from bitwright.network import Network, describe
+from bitwright.network import Network, describe, evaluating
 from bitwright.network.infer import infer
 from bitwright.network.ops import VALUE_PRESERVING, aten
 
@@ -189,14 +189,9 @@ def calibrated(
             seen[self.name].append(value.detach())
             return value
 
-    was = {m: m.training for m in body.modules()}
-    body.eval()
-    try:
-        with torch.no_grad(), placed({name: _Note(name) for name in names}, modules):
-            body(x)
-    finally:
-        for module, flag in was.items():
-            module.training = flag
+    notes = {name: _Note(name) for name in names}
+    with evaluating(body), torch.no_grad(), placed(notes, modules):
+        body(x)
     found = {}
     for name in names:
         if len(seen[name]) != calls[name]:

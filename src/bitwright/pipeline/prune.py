@@ -24,7 +24,7 @@ from bitwright.deploy.files import write
 from bitwright.deploy.placeholders import export
 from bitwright.errors import BitwrightError
 from bitwright.files import put, replacing
-from bitwright.network import join
+from bitwright.network import answers
 from bitwright.network.capture import capture
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.compress import Result, finish
@@ -188,7 +188,7 @@ def run_prune(
     history = json.loads(history_path.read_text()) if history_path.is_file() else []
     _export(module, x, store.path("pruned.onnx"))
     assert task.test is not None
-    judgement = judge(task, _answers(task.model, task.test), _answers(module, task.test))
+    judgement = judge(task, answers(task.model, task.test), answers(module, task.test))
     found = Pruned(
         folder, module, edit, selection, coupling, sizes.whole,
         sizes.of(*selection.counts(), settings.rank), judgement, tuple(history),
@@ -347,18 +347,13 @@ def _export(module: nn.Module, x: Tensor, path: Path) -> None:
     """
     graph = capture(module, x[:2])
     write(export(graph, tuple(x.shape[1:]), x.dtype), path)
-    wanted = _answers(module, x[:4])
+    wanted = answers(module, x[:4])
     apart = float((wanted - runtime.outputs(runtime.session(path), x[:4])).abs().max())
     if not apart <= 1e-3 * max(1.0, float(wanted.abs().max())):
         raise BitwrightError(
             f"{path} differs from the pruned module by {apart:.3g}; its forward() depends on "
             "something torch.export does not see"
         )
-
-
-def _answers(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([join(module(rows)) for rows in x.split(128)])
 
 
 def _describe(found: Pruned, task: Task, settings: PruneSettings, store: Store) -> None:
@@ -441,7 +436,7 @@ def prune_and_compress(
     run = Run(small, Settings(budget=parse_budget(budget), **options), folder, progress)
     run.check_goal()
     assert whole.test is not None
-    last = judge(whole, _answers(whole.model, whole.test), answers_of(run.onnx, whole.test))
+    last = judge(whole, answers(whole.model, whole.test), answers_of(run.onnx, whole.test))
     told = "" if last.metric is None else f", {whole.metric_name} {last.metric:.4f}"
     line = f"the file's KL to the original network is {last.kl:.4f} ± {last.kl_stderr:.4f}{told}"
     run.task = replace(small, notes=(*notes, line))

@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from bitwright.curvature.divergence import per_sample
-from bitwright.network import join
+from bitwright.network import answers
 from bitwright.prune.compensate import compensated
 from bitwright.prune.edit import pruned
 from bitwright.prune.groups import Coupling
@@ -64,7 +63,7 @@ def best_share(
     Cost: four times that of making the module.
     """
     fitted, judged = x.chunk(2)
-    reference = _answers(model, judged)
+    reference = answers(model, judged)
 
     def lost(share: float) -> Tensor | None:
         chosen = choose(share)
@@ -73,7 +72,7 @@ def best_share(
         edit = coupling.edit(chosen.removed, chosen.implanted, rank=rank)
         module = pruned(model, edit)
         compensated(model, module, edit, fitted, refit=refit, seed=seed)
-        return per_sample(reference, _answers(module, judged), kind, class_axis)
+        return per_sample(reference, answers(module, judged), kind, class_axis)
 
     none = lost(0.0)
     assert none is not None
@@ -87,8 +86,3 @@ def best_share(
             progress((i + 1) / len(PARTS))
     sure = [t for t in trials if t.gain > _SURELY * t.stderr]
     return min(sure or trials[:1], key=lambda t: t.divergence).share, trials
-
-
-def _answers(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([join(model(rows)) for rows in x.split(128)])
