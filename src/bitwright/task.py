@@ -213,21 +213,17 @@ def check_model_takes(model: nn.Module, x: Tensor) -> Tensor:
         BitwrightError: it fails on them (the shape and the first line are given), or returns no
             float tensor, other than a row for each row, or NaN.
     """
-    from bitwright.network import join
+    from bitwright.network import evaluating, join
 
     name = type(model).__name__
-    was = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad():
-            answer = model.eval()(x)
+        with evaluating(model), torch.no_grad():
+            answer = model(x)
     except Exception as error:
         raise BitwrightError(
             f"{name} does not take rows of shape {tuple(x.shape[1:])} ({x.dtype}): {said(error)}; "
             "give rows as the model takes them"
         ) from error
-    finally:
-        for module, flag in was.items():
-            module.training = flag
     leaves = [v for v in torch.utils._pytree.tree_leaves(answer) if isinstance(v, Tensor)]
     leaves = [v for v in leaves if v.is_floating_point()]
     if not leaves:

@@ -1,8 +1,8 @@
 """A network as bitwright sees it: a captured graph, its weights and its edges."""
 
-from bitwright.network.modes import answers, evaluating
+from bitwright.network.modes import answers, evaluating, join
 from bitwright.network.network import Edge, Layer, Network, build, describe, doubled, fresh_edges
-from bitwright.network.run import batches, join, outputs, run
+from bitwright.network.run import batches, outputs, run
 
 __all__ = [
     "Edge",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bitwright.errors import BitwrightError
+from bitwright.network.modes import evaluating
 from bitwright.network.ops import CONSTANT, IDENTITY, LAYERS, TABLES, VALUE_PRESERVING, aten
 
 
@@ -46,10 +47,8 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     Raises:
         BitwrightError: the model cannot be traced (data-dependent control flow, a fixed batch).
     """
-    was_training = {m: m.training for m in model.modules()}
-    model.eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with evaluating(model), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             batch = torch.export.Dim.DYNAMIC
             program = torch.export.export(
@@ -67,9 +66,6 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
             f"{tuple(example.shape[1:])}: {first[:300]}; remove data-dependent Python control flow "
             "and fixed batch sizes from forward()"
         ) from error
-    finally:
-        for m, flag in was_training.items():
-            m.training = flag
     graph = module.graph
     _tidy(module)
     _separate_shared_tensors(module)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from bitwright.network.capture import attribute
+from bitwright.network.modes import join
 
 Call = Callable[[Node, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -83,14 +84,3 @@ def outputs(
     with torch.no_grad():
         found = [join(run(module, b.to(place), call, **options)) for b in batches(x, chunk)]
         return torch.cat([values.to(x.device) for values in found])
-
-
-def join(value: Any) -> Tensor:
-    """One tensor from an output: itself, or all float tensors in it as [n, -1], side by side."""
-    if isinstance(value, Tensor):
-        return value
-    leaves = [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
-    leaves = [t for t in leaves if t.is_floating_point()]
-    if len(leaves) == 1:
-        return leaves[0]
-    return torch.cat([t.flatten(1) for t in leaves], dim=1)
