@@ -27,7 +27,7 @@ SCHEMES = {
         )
     },
 }
-HIDDEN = {"gcn": 16, "gat": 64, "gin": 16}
+HIDDEN = {"gcn": 16, "gat": 64, "gin": 64}
 
 
 def trained(data: Labelled, form: Form, recipe: Recipe, method: str, path: Path) -> float:

@@ -28,7 +28,8 @@ class Form:
         dropout: behind each but the last.
         heads: of gat.
         graphs: whether graphs have labels, not nodes: a mean over the nodes, then two linear
-            layers. Batch-norms are in networks of graphs and in gin.
+            layers, and batch-norms between the layers (with the few labelled nodes of one graph
+            they only learn those by heart: GIN on Cora falls from 73 to 50 %).
     """
 
     kind: str
@@ -71,7 +72,7 @@ def build(form: Form, seed: int = 0) -> nn.Module:
         if form.hidden % form.heads:
             raise BitwrightError(f"hidden is {form.hidden}; {form.heads} heads need a multiple")
         options["heads"] = form.heads
-    if form.kind == "gin" or form.graphs:
+    if form.graphs:
         options["norm"] = "batch_norm"
     last = form.hidden if form.graphs else form.outputs
     with torch.random.fork_rng(devices=[]):
