@@ -39,9 +39,9 @@ from bitwright.quantize import Quantized
 from bitwright.task import Task
 
 #: epochs of `finetune`: what fits 45 minutes of two cores
-EPOCHS = 20
+EPOCHS = 36
 #: its rate: 2 bits oscillate at larger ones
-RATE = 2e-4
+RATE = 3e-4
 #: where a fine-tuning that was stopped goes on; delete it to measure its seconds
 FOLDER = harness.HERE.parent / "build" / "quality"
 
@@ -210,7 +210,8 @@ def finetune(rows: harness.Rows, quick: bool) -> None:
         granularity="channel",
         rounding="feedback",
         epochs=EPOCHS,
-        augment="flip,crop4",
+        augment="flip,crop4,mixup",
+        temperature=1.0,
         rate=RATE,
     )
     run = Run(work, settings, FOLDER / "finetune")

@@ -457,7 +457,11 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 
 def _first(check: Any) -> str:
-    return str(check.differing[0]) if check.differing else "an output or a layer not fused"
+    if check.differing:
+        return str(check.differing[0])
+    if check.changed:
+        return f"{check.changed} rows answered otherwise by the file as it is"
+    return "an output or a layer not fused"
 
 
 def _command() -> str:

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from bitwright import train
 from bitwright.errors import BitwrightError
-from bitwright.network import build
+from bitwright.network import build, outputs
 from bitwright.quantize import (
     Quantized,
     calibrate,
     correct,
     float_outputs,
     round_weights,
+    simulate,
     weight_tables,
 )
-from bitwright.train import Recipe, augment
+from bitwright.train import Recipe, augment, distil
 from pipeline import tiny
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -196,3 +197,47 @@ def test_unknown_changes_are_refused(text: str):
 def test_rows_that_are_no_images_are_refused():
     with pytest.raises(BitwrightError, match=r"not rows of \(7,\)"):
         augment.parse("flip")(torch.zeros(3, 7), torch.Generator())
+
+
+def test_the_mean_of_states_is_the_formulas():
+    """Against the recurrence written out in float64; a wrong share of the newest is seen."""
+    module = nn.Linear(3, 2).double()
+    states = [torch.full((2, 3), float(v), dtype=torch.float64) for v in (1, 4, -2, 7)]
+    wanted = module.weight.detach().clone()
+    mean = distil.Mean(module, most=0.3)
+    for t, state in enumerate(states):
+        module.weight.data.copy_(state)
+        mean.add(module, t)
+        a = min(0.3, (1 + t) / (10 + t))
+        wanted = a * wanted + (1 - a) * state
+    assert torch.allclose(mean.values["weight"], wanted, rtol=1e-14)
+    assert not torch.allclose(wanted, states[-1])
+    with mean.inside(module):
+        assert torch.equal(module.weight, mean.values["weight"])
+    assert torch.equal(module.weight, states[-1])
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_what_is_kept_is_the_mean(quantized: Quantized, average: float):
+    """The held-out loss in the history is that of the network that comes back, not of the steps."""
+    x, recipe = tiny.rows(80), replace(RECIPE, average=average)
+    found, history = train.finetune(quantized, x, recipe)
+    _, judge = recipe.split(x)
+    target = outputs(quantized.network.module, judge)
+    assert distil.loss_of(target, simulate(found, judge), recipe) == pytest.approx(min(history))
+    other, _ = train.finetune(quantized, x, replace(recipe, average=0.2))
+    assert not same(found, other)
+
+
+def test_held_out_rows_are_changed_as_training_rows_are(quantized: Quantized):
+    """The first loss is on mixed rows, drawn by the seed, and not on the rows themselves."""
+    x, mixed = tiny.rows(80), augment.parse("mixup")
+    recipe = replace(RECIPE, epochs=0)
+    _, (plain,) = train.finetune(quantized, x, recipe)
+    _, (changed,) = train.finetune(quantized, x, recipe, augment=mixed)
+    rows = mixed(recipe.split(x)[1], torch.Generator().manual_seed(recipe.seed + 1))
+    wanted = distil.loss_of(
+        outputs(quantized.network.module, rows), simulate(quantized, rows), recipe
+    )
+    assert changed == pytest.approx(wanted, rel=1e-6)
+    assert changed != pytest.approx(plain, rel=1e-3)

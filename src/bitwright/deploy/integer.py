@@ -161,21 +161,20 @@ class IntegerNetwork(nn.Module):
             if isinstance(args[0], Stored):
                 return self._layer(layer, node, args)
             return self._float_layer(layer, node, args)
-        if node.target in CLIPS and isinstance(args[0], Accumulator | _Sum):
+        if node.target in CLIPS and isinstance(args[0], Accumulator | _Clipped):
             return args[0]  # saturation of the stored value clips it
         if node.target in VALUE_PRESERVING and isinstance(args[0], Stored):
             return _preserve(node, args, kwargs)
-        target = self._grids.get(node.name)
-        if node.target is aten.add.Tensor and not kwargs and _both_stored(args):
-            follower = fused_activation(node)
-            if target is None and follower is not None:
-                target = self._grids.get(follower.name)
-            if target is not None:
-                return _Sum(_add(args[0], args[1], target))
-        if target is not None and isinstance(args[0], Stored):
+        target, follower = self._grids.get(node.name), fused_activation(node)
+        if target is None and follower is not None:
+            target = self._grids.get(follower.name)
+        if target is not None and node.target is aten.add.Tensor and _both_stored(args):
+            if not kwargs:
+                return _Clipped(_add(args[0], args[1], target))
+        elif target is not None and isinstance(args[0], Stored):
             rule = _RULES.get(node.target)
             if rule is not None and (found := rule(node, args, target)) is not None:
-                return found
+                return _Clipped(found)
         args, kwargs = torch.utils._pytree.tree_map_only(Stored, Stored.float, (args, kwargs))
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
@@ -222,8 +221,8 @@ def exact_sums(
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """A finished sum on its output grid, waiting for a clip that does nothing any more."""
+class _Clipped:
+    """A result on its output grid, for a clip behind it that does nothing any more."""
 
     stored: Stored
 
@@ -231,7 +230,7 @@ class _Sum:
 def _store(value: Any, grid: EdgeGrid) -> Stored:
     if isinstance(value, Stored):
         return value
-    if isinstance(value, _Sum):
+    if isinstance(value, _Clipped):
         return value.stored
     if isinstance(value, Accumulator):
         factor = _along(value.scale / f32(grid.scale), value)

@@ -124,7 +124,7 @@ def train(
     history: list[float] = []
     best: dict[str, Tensor] = {}
     if state is not None and state.exists():
-        history, best = resume.load(state, training)
+        history, best, _ = resume.load(state, training)
     looks = -(-recipe.epochs // recipe.judge_every)
     while len(history) < looks:
         for _ in range(recipe.judge_every):

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from bitwright.errors import BitwrightError
 from bitwright.network.modes import evaluating
-from bitwright.network.ops import CONSTANT, IDENTITY, LAYERS, TABLES, VALUE_PRESERVING, aten
+from bitwright.network.ops import CLIPS, CONSTANT, IDENTITY, LAYERS, TABLES, VALUE_PRESERVING, aten
 
 
 def attribute(module: nn.Module, name: str) -> Tensor:
@@ -165,6 +165,45 @@ def _tidy(module: GraphModule) -> None:
                 item.replace_all_uses_with(norm)
                 graph.erase_node(item)
             graph.erase_node(node)
+    _clip_first(module)
+
+
+def _clip_first(module: GraphModule) -> None:
+    """Clip before values are moved or the largest of them taken, which gives the same numbers.
+
+    `relu(max_pool(x)) = max_pool(relu(x))`: the operation that computes x is then stored clipped,
+    and not a second time behind the pooling.
+    """
+    graph = module.graph
+    for clip in list(graph.nodes):
+        if not _keeps_zero(clip):
+            continue
+        source: Any = clip.args[0]
+        while source.target in VALUE_PRESERVING and len(source.users) == 1:
+            first: Any = source.args[0]
+            with graph.inserting_before(source):
+                moved = graph.call_function(clip.target, (first, *clip.args[1:]), dict(clip.kwargs))
+            moved.meta = dict(first.meta)
+            source.replace_input_with(first, moved)
+            clip.replace_all_uses_with(source)
+            graph.erase_node(clip)
+            clip, source = moved, first
+
+
+def _keeps_zero(node: Node) -> bool:
+    """Whether `node` is a clip that never falls and gives zero for zero, as padding has it."""
+    if node.target in (aten.relu.default, aten.relu6.default):
+        return True
+    if node.target not in CLIPS:
+        return False
+    ends: list[Any] = [*node.args[1:3], None, None]
+    low, high = ends[:2]
+    return (
+        not (low is None and high is None)
+        and all(v is None or isinstance(v, int | float) for v in (low, high))
+        and (low is None or bool(low <= 0))
+        and (high is None or bool(high >= 0))
+    )
 
 
 def _store_constant(module: GraphModule, node: Node) -> None:

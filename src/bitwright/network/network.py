@@ -412,10 +412,12 @@ def _ceilings(nodes: Sequence[Node]) -> dict[Node, float]:
 
 
 def _absorbed(node: Node) -> bool:
-    """Whether a runtime folds the clip after `node` into it, so that `node` itself is no edge."""
-    if node.target in LAYERS or node.target is aten.add.Tensor:
-        return fused_activation(node) is not None
-    return False
+    """Whether the clip after `node` is what its result is stored as, so that it is no edge itself.
+
+    The runtime saturates, which clips. Stored twice, before and after the clip, its optimizer would
+    merge the two grids into a third one, and fuse no convolution that reads it.
+    """
+    return node.target not in VALUE_PRESERVING and fused_activation(node) is not None
 
 
 def _result(reader: Node) -> Node:

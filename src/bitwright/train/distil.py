@@ -3,15 +3,19 @@
 The loss is `T² KL(softmax(y/T) ‖ softmax(ŷ/T))`, y the float model's logits, ŷ the student's, T the
 temperature (Hinton et al., arXiv 1503.02531): no labels. On rows that the float model was trained
 on its answers are nearly certain and the plain KL of almost all of them is next to nothing;
-softened answers tell on every row how far the logits have moved. Held-out rows decide which epoch
-is kept, if any. Several processes (`torchrun`) each take a part of every step's rows and add their
-gradients; all of them end with the same numbers.
+softened answers tell on every row how far the logits have moved. Where rows are changed at random
+(mixed images, of whose answers the float model is unsure, tell as much at T = 1), held-out rows are
+changed alike. What is judged, and kept where it is better than the beginning, is the mean of the
+weights over the last steps: at 2 bits single steps keep flipping codes. Several processes
+(`torchrun`) each take a part of every step's rows and add their gradients; all of them end with the
+same numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +43,8 @@ class Recipe:
         rate: Adam's, relative to a layer's mean step, or to ten times the mean size of a float
             tensor; falls along a cosine.
         temperature: of the softened answers, T.
+        average: a of the mean that is judged after each epoch, `m ← a m + (1 − a) w` after each
+            step; after few steps t no more than `(1 + t) / (10 + t)`. 0: the weights themselves.
         held_out: share of the rows that decides.
         most_held_out: rows of them at most.
         kind, class_axis: of the divergence; other kinds than `kl` have no temperature.
@@ -51,6 +57,7 @@ class Recipe:
     batch: int = 64
     rate: float = 1e-3
     temperature: float = 4.0
+    average: float = 0.995
     held_out: float = 0.15
     most_held_out: int = 1024
     kind: str = "kl"
@@ -111,7 +118,8 @@ def distil(
         x: [n, ...] calibration rows; the last ones decide, the others train.
         recipe: how.
         first: answers before any training; default the student's.
-        augment: changes the training rows of each step, from rows and a generator.
+        augment: changes the training rows of each step, and those that decide once, from rows and a
+            generator.
         checkpoint: a file that every epoch's state is kept in; training goes on from it.
         progress: called with the finished fraction.
 
@@ -124,6 +132,8 @@ def distil(
     """
     r = recipe
     train, judge = r.split(x)
+    if augment is not None:
+        judge = augment(judge, torch.Generator().manual_seed(r.seed + 1))
     target = torch.cat([teacher(rows.to(r.device)).cpu() for rows in judge.split(128)])
     steps = r.steps(x)
     optimizer = torch.optim.Adam(student.groups, betas=(0.9, 0.999))
@@ -134,8 +144,9 @@ def distil(
     training = student.module, optimizer, schedule, generator
     history = [loss_of(target, (first or student.answers)(judge), r)]
     best: dict[str, Tensor] = {}
+    mean = Mean(student.module, r.average)
     if checkpoint is not None and checkpoint.exists():
-        history, best = resume.load(checkpoint, training)
+        history, best, mean.values = resume.load(checkpoint, training)
         for step in range((len(history) - 1) * steps):
             student.before(step)
     for epoch in range(len(history) - 1, r.epochs):
@@ -155,15 +166,49 @@ def distil(
             _add_gradients(optimizer, group)
             optimizer.step()
             schedule.step()
+            mean.add(student.module, epoch * steps + step)
             if progress:
                 progress((epoch * steps + step + 1) / total)
-        mine = torch.tensor(loss_of(target, student.answers(judge), r), dtype=torch.float64)
+        with mean.inside(student.module):
+            mine = torch.tensor(loss_of(target, student.answers(judge), r), dtype=torch.float64)
         history.append(float(group.gathered(mine)[0]))  # decided alike
         if history[-1] < min(history[:-1]):
-            best = {k: v.detach().cpu().clone() for k, v in student.module.state_dict().items()}
+            best = {k: v.cpu().clone() for k, v in mean.values.items()}
         if checkpoint is not None:
-            resume.save(checkpoint, training, history, best)
+            resume.save(checkpoint, training, history, best, mean.values)
     return best, history
+
+
+class Mean:
+    """The exponential mean of a module's state over its steps.
+
+    Args:
+        module: as it begins.
+        most: a of :class:`Recipe`.
+    """
+
+    def __init__(self, module: nn.Module, most: float) -> None:
+        self.most = most
+        self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    def add(self, module: nn.Module, step: int) -> None:
+        """Take in the state after the step of this number, from 0."""
+        kept = min(self.most, (1 + step) / (10 + step))
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value.detach(), 1 - kept)
+            else:
+                self.values[name].copy_(value)
+
+    @contextmanager
+    def inside(self, module: nn.Module) -> Iterator[None]:
+        """The module has the mean for its state; afterwards its own again."""
+        own = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        module.load_state_dict(self.values)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)
 
 
 def _add_gradients(optimizer: torch.optim.Optimizer, group: processes.Group) -> None:

@@ -6,6 +6,7 @@ Tensors of the module, of Adam and of the random generator as safetensors: nothi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from bitwright.files import replacing
 Training = tuple[nn.Module, torch.optim.Optimizer, Any, torch.Generator]
 
 
-def save(path: Path, training: Training, history: list[float], best: dict[str, Tensor]) -> None:
+def save(
+    path: Path,
+    training: Training,
+    history: list[float],
+    best: Mapping[str, Tensor],
+    mean: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the state after an epoch, to a temporary name first.
 
     Args:
@@ -28,10 +35,12 @@ def save(path: Path, training: Training, history: list[float], best: dict[str, T
         training: module, optimizer, `LambdaLR`, generator.
         history: held-out losses so far.
         best: the module's state when they were least; empty where that was the beginning.
+        mean: of the module's states so far, where one is taken.
     """
     module, optimizer, schedule, generator = training
     tensors = {f"now:{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"best:{k}": v for k, v in best.items()}
+    tensors |= {f"mean:{k}": v for k, v in (mean or {}).items()}
     tensors["generator"] = generator.get_state()
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer:{i}:{k}": torch.as_tensor(v) for k, v in values.items()}
@@ -41,8 +50,10 @@ def save(path: Path, training: Training, history: list[float], best: dict[str, T
         save_file(tensors, temporary, metadata={"training": said})
 
 
-def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]]:
-    """Put the state back; the history and the best state.
+def load(
+    path: Path, training: Training
+) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+    """Put the state back; the history, the best state, the mean state.
 
     Raises:
         BitwrightError: the file is damaged, or of another training.
@@ -52,7 +63,7 @@ def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]
         with safe_open(path, framework="pt") as file:
             said = json.loads((file.metadata() or {})["training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {p: {} for p in ("now", "best", "mean", "optimizer")}
         for name, value in tensors.items():
             if name != "generator":
                 part, rest = name.split(":", 1)
@@ -72,4 +83,4 @@ def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]
             group["lr"] = rate * share(steps)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BitwrightError(f"{path} cannot be gone on from: {error}; delete it") from error
-    return history, parts["best"]
+    return history, parts["best"], parts["mean"]
