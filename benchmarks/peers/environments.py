@@ -76,6 +76,7 @@ ENVIRONMENTS = {
             (
                 "absl-py==2.5.1",
                 "annotated-types==0.7.0",
+                "cloudpickle==3.1.2",
                 "contourpy==1.3.3",
                 "cycler==0.12.1",
                 "edge-mdt-cl==1.1.1",
