@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bitwright import train
@@ -22,7 +22,7 @@ from bitwright.quantize import (
     round_weights,
     weight_tables,
 )
-from bitwright.train import Recipe, augment
+from bitwright.train import Recipe, augment, resume
 from pipeline import tiny
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -141,8 +141,7 @@ def test_a_damaged_checkpoint_is_refused_in_a_line(quantized: Quantized, tmp_pat
         file.write_bytes(broken)
         with pytest.raises(BitwrightError, match="cannot be gone on from"):
             train.finetune(quantized, x, RECIPE, checkpoint=file)
-    said = {"training": '{"history": [1.0, 0.5], "steps": 4}'}
-    save_file({**tensors, name: torch.zeros(2)}, file, metadata=said)
+    resume.write(file, {**tensors, name: torch.zeros(2)}, '{"history": [1.0, 0.5], "steps": 4}')
     with pytest.raises(BitwrightError, match="cannot be gone on from"):
         train.finetune(quantized, x, RECIPE, checkpoint=file)
 

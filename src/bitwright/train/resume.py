@@ -5,17 +5,21 @@ Tensors of the module, of Adam and of the random generator as safetensors: nothi
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as packed
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightError
-from bitwright.files import replacing
+from bitwright.files import put
+
+_SEAL = "sha256"
 
 Training = tuple[nn.Module, torch.optim.Optimizer, Any, torch.Generator]
 
@@ -35,10 +39,8 @@ def save(path: Path, training: Training, history: list[float], best: dict[str, T
     tensors["generator"] = generator.get_state()
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer:{i}:{k}": torch.as_tensor(v) for k, v in values.items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     said = json.dumps({"history": history, "steps": schedule.last_epoch})
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"training": said})
+    write(path, tensors, said)
 
 
 def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]]:
@@ -49,9 +51,8 @@ def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]
     """
     module, optimizer, schedule, generator = training
     try:
-        with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, text = read(path)
+        said = json.loads(text)
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
         for name, value in tensors.items():
             if name != "generator":
@@ -73,3 +74,33 @@ def load(path: Path, training: Training) -> tuple[list[float], dict[str, Tensor]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BitwrightError(f"{path} cannot be gone on from: {error}; delete it") from error
     return history, parts["best"]
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], said: str) -> None:
+    """Tensors and a text as one safetensors file with a checksum of both."""
+    found = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    put(path, packed(found, metadata={"training": said, _SEAL: _digest(found, said)}))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """What :func:`write` wrote.
+
+    Raises:
+        OSError, SafetensorError, KeyError: no such file, or no file of that form.
+        ValueError: the checksum does not hold: a bit of it has changed.
+    """
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if told.get(_SEAL) != _digest(tensors, told["training"]):
+        raise ValueError("its checksum does not hold")
+    return tensors, told["training"]
+
+
+def _digest(tensors: Mapping[str, Tensor], said: str) -> str:
+    found = hashlib.sha256(said.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
