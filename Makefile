@@ -5,17 +5,22 @@
 #   make test                   all tests, the blocks in README.md and docs/ among them
 #   make check                  what CI runs: lint, types, documentation, tests
 #   make docs                   the documentation, into build/site
+#   make wheel                  wheel and sdist, tried in an environment of their own outside the sources
+#   make audit                  dependencies that contradict each other, or have known vulnerabilities
+#   make coverage               branches of curvature, allocate and arith that their own tests reach
+#   make mutants                mutants of them that their own tests miss (MUTANTS=300)
 #   make test PYTEST_ARGS=...   more options for pytest, for example "-m 'not slow'"
 #   make ... PYTHON=python3.12  the Python that the environment is made from
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+MUTANTS ?= 40
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: env demo test check lint format types docs clean distclean
+.PHONY: env demo test check lint format types docs wheel audit coverage mutants clean distclean
 
 env: $(STAMP)
 
@@ -37,7 +42,7 @@ test: env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # the import direction is a test: tests/test_import_direction.py
-check: lint types docs test
+check: lint types docs wheel audit test
 
 lint: env
 	$(BIN)/ruff format --check .
@@ -52,6 +57,31 @@ types: env
 
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# the wheel is built from the sdist; what runs lies outside the sources
+wheel: env
+	@rm -rf build/wheel && mkdir -p build/wheel/away
+	$(BIN)/python -m build --outdir build/wheel . >build/wheel/build.log 2>&1 || { cat build/wheel/build.log; exit 1; }
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	build/wheel/venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel/away && env -u PYTHONPATH ../venv/bin/bitwright --version
+	cd build/wheel/away && env -u PYTHONPATH ../venv/bin/bitwright demo --quiet --out demo
+	@test -s build/wheel/away/demo/report.html
+	@rm -rf build/wheel/venv build/wheel/away
+
+audit: env
+	$(BIN)/python -m pip check
+	$(BIN)/python .ci/audit.py
+
+CORE := tests/curvature tests/allocate tests/arith
+coverage: env
+	@mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest $(CORE) -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m coverage report --include='src/bitwright/curvature/*,src/bitwright/allocate/*,src/bitwright/arith/*'
+
+mutants: env
+	$(BIN)/python tests/mutation.py --mutants $(MUTANTS)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

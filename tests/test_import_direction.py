@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 #: What lies directly under `bitwright`, lowest first. `bitwright` itself is the public API: it may
 #: import everything, and only what stands above it may import from it (`__version__`: anyone).
 TIERS = (
-    ("codec", "errors", "files"),
+    ("codec", "errors", "files", "version"),
     ("arith", "checkpoint", "demo"),
     ("network",),
     ("task",),
@@ -36,7 +36,7 @@ TIERS = (
 RANK = {part: rank for rank, parts in enumerate(TIERS) for part in parts}
 
 #: `allocate` knows nothing of models: a search gets an `evaluate` function from outside.
-ALLOCATE_MAY_IMPORT = {"allocate", "arith", "codec", "errors"}
+ALLOCATE_MAY_IMPORT = {"allocate", "arith", "codec", "errors", "files"}
 #: the one method there that needs torch
 ALLOCATE_WITH_TORCH = "bitwright.allocate.cw_hawq"
 

@@ -17,8 +17,9 @@ from bitwright.pipeline import (
 )
 from bitwright.task import Task
 from bitwright.train import Trainable, hessian_norm, saga
+from bitwright.version import installed
 
-__version__ = "0.1.0"
+__version__ = installed()
 
 __all__ = [
     "BitwrightError",

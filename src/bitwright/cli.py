@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bitwright.console import Bars
+from bitwright.console import Bars, root_options
 from bitwright.errors import BitwrightError
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.callback()(root_options)
 
 Model = Annotated[
     str | None, typer.Option(help="FILE.py:factory or package.module:factory; or demo.")

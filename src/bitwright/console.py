@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from bitwright.report.inspection import Inspection
+from bitwright.version import installed
 
 _EVERY_S = 10.0
 #: characters of a histogram's longest bar
@@ -122,3 +125,18 @@ def _number(value: str | int | float) -> str:
 def _plain(text: str) -> str:
     """Without what could move a terminal's cursor."""
     return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _told(asked: bool) -> None:
+    if asked:
+        print(f"bitwright {installed()}")
+        raise typer.Exit
+
+
+def root_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_told, is_eager=True, help="Print it and exit."),
+    ] = False,
+) -> None:
+    """Make trained PyTorch networks small: every channel gets the bits it deserves."""

@@ -18,6 +18,8 @@ from bitwright.errors import BitwrightError
 
 #: as in `bitwright.curvature.divergence`, which stands to the right of this module
 _DIVERGENCES = ("kl", "squared")
+#: rows that are looked at together
+_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -417,9 +419,9 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 def _finite(values: Tensor, name: str) -> Tensor:
-    bad = ~torch.isfinite(values)
-    if bool(bad.any()):
-        rows = bad.nonzero()[:, 0].unique()
+    # part by part: the answer for all of a large array would take a quarter of its memory
+    if not all(bool(torch.isfinite(part).all()) for part in values.split(_PART)):
+        rows = (~torch.isfinite(values)).nonzero()[:, 0].unique()
         raise BitwrightError(
             f"{name}: row {int(rows[0])} holds NaN or infinite numbers ({len(rows)} of "
             f"{len(values)} rows do); clean the data"

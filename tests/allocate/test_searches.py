@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -178,6 +179,22 @@ def test_a_killed_search_replays_its_log(name: str, tmp_path: Path) -> None:
     with pytest.raises(BitwrightError, match="delete it"):
         other = problem.with_budget(int(problem.budget * 0.8))
         ROSTER[name](other, order, Judge(other), evaluations=16, seed=1, log=log)
+
+
+def test_a_changed_digit_in_a_log_is_evaluated_again(tmp_path: Path) -> None:
+    problem, order = landscape()
+    log = tmp_path / "search.jsonl"
+    search = ROSTER["cross_entropy"]
+    whole = search(problem, order, Judge(problem), evaluations=16, log=log)
+    lines = log.read_text().splitlines(keepends=True)
+    first, _, exponent = json.loads(lines[5])["value"].rpartition("p")
+    other = f"{first}p{int(exponent) - 3:+d}"  # an eighth of it: it would become the best
+    text = lines[5].replace(json.loads(lines[5])["value"], other)
+    log.write_text("".join([*lines[:5], text, *lines[6:]]))
+    rest = Judge(problem)
+    again = search(problem, order, rest, evaluations=16, log=log)
+    assert rest.calls == 16 - 5 and again.history == whole.history
+    assert log.read_text() == "".join(lines)
 
 
 @every

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bitwright import train
@@ -23,7 +23,7 @@ from bitwright.quantize import (
     simulate,
     weight_tables,
 )
-from bitwright.train import Recipe, augment, distil
+from bitwright.train import Recipe, augment, distil, resume
 from pipeline import tiny
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -116,7 +116,7 @@ def test_no_epochs_and_a_training_that_does_harm_change_nothing(quantized: Quant
     x = tiny.rows(80)
     none, history = train.finetune(quantized, x, replace(RECIPE, epochs=0))
     assert none is quantized and len(history) == 1
-    worse, history = train.finetune(quantized, x, replace(RECIPE, epochs=2, rate=30.0))
+    worse, history = train.finetune(quantized, x, replace(RECIPE, epochs=2, rate=3.0))
     assert worse is quantized and not any(value < history[0] for value in history[1:])
 
 
@@ -142,8 +142,7 @@ def test_a_damaged_checkpoint_is_refused_in_a_line(quantized: Quantized, tmp_pat
         file.write_bytes(broken)
         with pytest.raises(BitwrightError, match="cannot be gone on from"):
             train.finetune(quantized, x, RECIPE, checkpoint=file)
-    said = {"training": '{"history": [1.0, 0.5], "steps": 4}'}
-    save_file({**tensors, name: torch.zeros(2)}, file, metadata=said)
+    resume.write(file, {**tensors, name: torch.zeros(2)}, '{"history": [1.0, 0.5], "steps": 4}')
     with pytest.raises(BitwrightError, match="cannot be gone on from"):
         train.finetune(quantized, x, RECIPE, checkpoint=file)
 

@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from bitwright.allocate.plan import Plan
 from bitwright.errors import BitwrightError
+from bitwright.files import put
 
 Evaluate = Callable[[Plan], float]
 EvaluateMany = Callable[[Sequence[Plan]], Sequence[float]]
@@ -156,7 +157,7 @@ class Evaluator:
         index = len(self.history)
         with self.log.open("a") as file:
             line = {"index": index, "plan": _hash(plan), "point": point, "value": value.hex()}
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({**line, "check": _check(line)}) + "\n")
 
     def _remember(self, plan: Plan, point: tuple[float, ...], value: float) -> None:
         self._values[plan.key] = value
@@ -176,18 +177,24 @@ def _hash(plan: Plan) -> str:
     return hashlib.sha256(plan.key).hexdigest()[:16]
 
 
+def _check(line: dict[str, Any]) -> str:
+    """Of what a line says: a value with a changed digit would quietly lead to another plan."""
+    said = json.dumps([line["index"], line["plan"], line["value"]])
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
 def _read_log(path: Path) -> list[tuple[str, float]]:
-    """Finished lines of a log; a last line cut off by a kill is dropped, on disk as well."""
+    """The lines before the first that is damaged or cut off by a kill; the rest goes from disk."""
     entries: list[tuple[str, float]] = []
     good: list[str] = []
     for line in path.read_text(errors="replace").splitlines():
         try:
             found = json.loads(line)
-            if found["index"] != len(entries):
+            if found["index"] != len(entries) or found["check"] != _check(found):
                 break
             entries.append((str(found["plan"]), float.fromhex(found["value"])))
             good.append(line)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             break
-    path.write_text("".join(line + "\n" for line in good))
+    put(path, "".join(line + "\n" for line in good))
     return entries

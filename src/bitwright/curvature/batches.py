@@ -55,15 +55,16 @@ def read(data: Any) -> list[Batch]:
     Raises:
         BitwrightError: no rows, lengths that do not agree, or numbers that are not finite.
     """
-    found: list[Batch] = []
+    alike: list[tuple[Any, list[Batch]]] = []
     single = isinstance(data, Tensor | Mapping | tuple)
     for piece in [data] if single else _iterate(data):
         batch = _batch(piece)
-        last = found[-1] if found else None
-        if last is not None and _shapes(last) == _shapes(batch):
-            found[-1] = _joined(last, batch)
+        shapes = _shapes(batch)
+        if alike and alike[-1][0] == shapes:
+            alike[-1][1].append(batch)
         else:
-            found.append(batch)
+            alike.append((shapes, [batch]))
+    found = [_joined(batches) for _, batches in alike]
     if not sum(b.rows for b in found):
         raise BitwrightError("the data has no rows; give at least one batch")
     return found
@@ -100,7 +101,8 @@ def _batch(piece: Any) -> Batch:
         raise BitwrightError("a batch holds no tensor that the model could take")
     rows = len(leaves[0])
     for t in leaves:
-        if t.is_floating_point() and not bool(t.isfinite().all()):
+        # part by part: the answer for all of a large array would take a quarter of its memory
+        if t.is_floating_point() and not all(bool(p.isfinite().all()) for p in t.split(1024)):
             raise BitwrightError("the data holds NaN or infinite numbers; clean it first")
     for t in tree_leaves(targets):
         if isinstance(t, Tensor) and t.ndim and len(t) != rows:
@@ -117,8 +119,11 @@ def _shapes(batch: Batch) -> Any:
     return str(spec), [(t.shape[1:], t.dtype) for t in own]
 
 
-def _joined(a: Batch, b: Batch) -> Batch:
-    cat = lambda s, t: torch.cat([s, t])  # noqa: E731
-    inputs = tree_map(cat, a.inputs, b.inputs)
-    targets = None if a.targets is None else tree_map(cat, a.targets, b.targets)
-    return Batch(inputs, targets, a.rows + b.rows)
+def _joined(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    cat = lambda *parts: torch.cat(parts)  # noqa: E731
+    first = batches[0]
+    inputs = tree_map(cat, *(b.inputs for b in batches))
+    targets = None if first.targets is None else tree_map(cat, *(b.targets for b in batches))
+    return Batch(inputs, targets, sum(b.rows for b in batches))

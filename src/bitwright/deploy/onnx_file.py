@@ -93,8 +93,12 @@ def _narrow(quantized: Quantized) -> set[str]:
     return {name for name, grid in grids.items() if grid.bits < 8 or grid.widths}
 
 
-def _behind_clip(value: ir.Value, grid: EdgeGrid) -> ir.Value:
-    """What a clip clips, where all of the grid that follows lies within it: saturation does it."""
+def _behind_clip(build: Builder, value: ir.Value, grid: EdgeGrid) -> ir.Value:
+    """What a clip clips, where all of the grid that follows lies within it: saturation does it.
+
+    Where that is stored already, on another grid, one end of the clip stays as an operation that
+    no optimizer takes for a clip: it would drop it and merge both grids into a third one.
+    """
     node = value.producer()
     if node is None or node.op_type not in ("Clip", "Relu") or node.inputs[0] is None:
         return value
@@ -102,7 +106,15 @@ def _behind_clip(value: ir.Value, grid: EdgeGrid) -> ir.Value:
     inside = (low is None or low <= -grid.zero * grid.scale) and (
         high is None or (grid.top - grid.zero) * grid.scale <= high
     )
-    return node.inputs[0] if inside else value
+    if not inside:
+        return value
+    clipped = node.inputs[0]
+    source = clipped.producer()
+    if source is None or source.op_type != "DequantizeLinear" or (low is None and high is None):
+        return clipped
+    if low is None:
+        return build.op("Min", clipped, np.array(high, np.float32))
+    return build.op("Max", clipped, np.array(low, np.float32))
 
 
 def _clip_ends(node: ir.Node) -> tuple[float | None, float | None]:
@@ -121,7 +133,7 @@ def _through(build: Builder, value: Any, name: str, grid: EdgeGrid | None, axes:
     step, zero = np.array(grid.scale, np.float32), u8(grid.zero)
     stored = pad_integers(build, value, step, zero)
     if stored is None:
-        stored = build.op("QuantizeLinear", _behind_clip(value, grid), step, zero)
+        stored = build.op("QuantizeLinear", _behind_clip(build, value, grid), step, zero)
         if axes and grid.widths:
             stored = _windowed(build, stored, grid, axes)
         elif axes:  # the container saturates at 255 only

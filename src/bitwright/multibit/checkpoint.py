@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from bitwright.errors import BitwrightError
-from bitwright.files import replacing
 from bitwright.multibit.net import Multibit
-
-_KEY = "bitwright.multibit"
+from bitwright.train import resume
 
 
 def save(
@@ -30,9 +27,7 @@ def save(
     tensors = {f"net:{k}": v for k, v in net.state_dict().items()}
     tensors |= {f"optimizer:{k}": v for k, v in optimizer.items()}
     tensors["generator"] = generator.get_state()
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(history)})
+    resume.write(path, tensors, json.dumps(history))
 
 
 def load(
@@ -44,9 +39,8 @@ def load(
         BitwrightError: the file is damaged, or of another net.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            history = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, text = resume.read(path)
+        history = json.loads(text)
         generator.set_state(tensors.pop("generator"))
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "optimizer": {}}
         for name, value in tensors.items():

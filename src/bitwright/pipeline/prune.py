@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as packed
 from torch import Tensor, nn
 
 from bitwright.checkpoint import load_model
@@ -23,7 +24,7 @@ from bitwright.deploy import runtime
 from bitwright.deploy.files import write
 from bitwright.deploy.placeholders import export
 from bitwright.errors import BitwrightError
-from bitwright.files import put, replacing
+from bitwright.files import put
 from bitwright.network import answers
 from bitwright.network.capture import capture
 from bitwright.pipeline.budget import parse_budget
@@ -185,7 +186,7 @@ def run_prune(
             save_pruned(module, edit, path)
     module = read_pruned(task.model, path)
     edit = read_edit(path) or Edit()
-    history = json.loads(history_path.read_text()) if history_path.is_file() else []
+    history = _read_history(history_path)
     _export(module, x, store.path("pruned.onnx"))
     assert task.test is not None
     judgement = judge(task, answers(task.model, task.test), answers(module, task.test))
@@ -195,6 +196,14 @@ def run_prune(
     )  # fmt: skip
     _describe(found, task, settings, store)
     return found
+
+
+def _read_history(path: Path) -> list[float]:
+    """Held-out losses of the fine-tuning; none where the file is gone or damaged."""
+    try:
+        return [float(v) for v in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []  # only the page's curve is lost
 
 
 def _scores(
@@ -216,8 +225,7 @@ def _scores(
                 task.model, coupling.groups, x[:SCORE_ROWS], score=settings.score,
                 kind=task.divergence, class_axis=task.class_axis, seed=settings.seed,
             )  # fmt: skip
-            with replacing(path) as temporary:
-                save_file({k: np.ascontiguousarray(v) for k, v in found.items()}, temporary)
+            put(path, packed({k: np.ascontiguousarray(v) for k, v in found.items()}))
             progress("score", 1.0)
     return dict(load_file(path))
 

@@ -10,12 +10,13 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 from torch import nn
 
 from bitwright.checkpoint import load_into
 from bitwright.errors import BitwrightError
-from bitwright.files import replacing
+from bitwright.files import put
 from bitwright.prune.edit import Edit, from_json, pruned, to_json
 
 _KEY = "bitwright.prune"
@@ -28,8 +29,7 @@ def save(module: nn.Module, edit: Edit, path: Path) -> None:
         module: what `edit` made of the model, trained since or not.
     """
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary, metadata={_KEY: json.dumps(to_json(edit))})
+    put(path, packed(state, metadata={_KEY: json.dumps(to_json(edit))}))
 
 
 def read_edit(path: Path) -> Edit | None:

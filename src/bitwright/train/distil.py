@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from bitwright.arith.accumulator import Bounded
 from bitwright.curvature import processes
 from bitwright.curvature.divergence import flat, per_sample
+from bitwright.errors import BitwrightError
 from bitwright.train import resume
 
 #: rows, with their random changes
@@ -128,7 +129,8 @@ def distil(
         and after each epoch.
 
     Raises:
-        BitwrightError: the checkpoint is damaged or of another training.
+        BitwrightError: the checkpoint is damaged or of another training; the loss is no longer
+            finite (what was reached before that epoch stays in the checkpoint).
     """
     r = recipe
     train, judge = r.split(x)
@@ -151,6 +153,7 @@ def distil(
             student.before(step)
     for epoch in range(len(history) - 1, r.epochs):
         shuffled = torch.randperm(len(train), generator=generator)
+        finite = torch.ones((), dtype=torch.bool, device=r.device)
         for step in range(steps):
             student.before(epoch * steps + step)
             rows = train[shuffled[step * r.batch : (step + 1) * r.batch]]
@@ -163,15 +166,24 @@ def distil(
                     found = student.module(part) / r.soft
                     loss = r.soft**2 * divergence(wanted / r.soft, found, r.kind, r.class_axis)
                     (len(part) / len(rows) * loss).backward()
+                finite &= loss.detach().isfinite()
             _add_gradients(optimizer, group)
             optimizer.step()
             schedule.step()
             mean.add(student.module, epoch * steps + step)
             if progress:
                 progress((epoch * steps + step + 1) / total)
-        with mean.inside(student.module):
-            mine = torch.tensor(loss_of(target, student.answers(judge), r), dtype=torch.float64)
-        history.append(float(group.gathered(mine)[0]))  # decided alike
+        value = math.nan
+        if bool(finite) and _finite(student):
+            with mean.inside(student.module):
+                value = loss_of(target, student.answers(judge), r)
+        values = [float(v) for v in group.gathered(torch.tensor(value, dtype=torch.float64))]
+        if not all(map(math.isfinite, values)):
+            raise BitwrightError(
+                f"the loss is not finite in epoch {epoch + 1} of {r.epochs}: fine-tuning diverged; "
+                f"lower the rate, which was {r.rate:g}"
+            )
+        history.append(values[0])  # decided alike
         if history[-1] < min(history[:-1]):
             best = {k: v.cpu().clone() for k, v in mean.values.items()}
         if checkpoint is not None:
@@ -209,6 +221,11 @@ class Mean:
             yield
         finally:
             module.load_state_dict(own)
+
+
+def _finite(student: Student) -> bool:
+    given = (p for group in student.groups for p in group["params"])
+    return all(bool(torch.isfinite(p).all()) for p in given)
 
 
 def _add_gradients(optimizer: torch.optim.Optimizer, group: processes.Group) -> None:

@@ -5,6 +5,7 @@ Tensors of the module, of Adam and of the random generator as safetensors: nothi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as packed
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightError
-from bitwright.files import replacing
+from bitwright.files import put
+
+_SEAL = "sha256"
 
 Training = tuple[nn.Module, torch.optim.Optimizer, Any, torch.Generator]
 
@@ -44,10 +47,8 @@ def save(
     tensors["generator"] = generator.get_state()
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer:{i}:{k}": torch.as_tensor(v) for k, v in values.items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     said = json.dumps({"history": history, "steps": schedule.last_epoch})
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"training": said})
+    write(path, tensors, said)
 
 
 def load(
@@ -60,9 +61,8 @@ def load(
     """
     module, optimizer, schedule, generator = training
     try:
-        with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, text = read(path)
+        said = json.loads(text)
         parts: dict[str, dict[str, Tensor]] = {p: {} for p in ("now", "best", "mean", "optimizer")}
         for name, value in tensors.items():
             if name != "generator":
@@ -84,3 +84,33 @@ def load(
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BitwrightError(f"{path} cannot be gone on from: {error}; delete it") from error
     return history, parts["best"], parts["mean"]
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], said: str) -> None:
+    """Tensors and a text as one safetensors file with a checksum of both."""
+    found = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    put(path, packed(found, metadata={"training": said, _SEAL: _digest(found, said)}))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """What :func:`write` wrote.
+
+    Raises:
+        OSError, SafetensorError, KeyError: no such file, or no file of that form.
+        ValueError: the checksum does not hold: a bit of it has changed.
+    """
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if told.get(_SEAL) != _digest(tensors, told["training"]):
+        raise ValueError("its checksum does not hold")
+    return tensors, told["training"]
+
+
+def _digest(tensors: Mapping[str, Tensor], said: str) -> str:
+    found = hashlib.sha256(said.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,43 @@
+"""Two processes on one folder: one works, the other says so in a line; the bytes are one's own.
+
+The second one comes at a random moment, with the same options or with another budget.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from harness import COMPRESS, Drill, digests, main, run, start
+
+
+def drill(found: Drill, quick: bool, count: int) -> None:
+    """`count` pairs."""
+    rng = random.Random(0)
+    found.warm()
+    budgets = {b: found.calm("compress", budget=b, **COMPRESS)[1] for b in ("3bit", "4bit")}
+    _, _, seconds = found.calm("compress", **COMPRESS)
+    clear = same = refused = 0
+    bad = ""
+    for i in range(count):
+        out = found.folder()
+        other = ("3bit", "4bit")[i % 2]
+        first = start(*found.words("compress", out, budget="3bit", **COMPRESS))
+        time.sleep(rng.random() * seconds)
+        second = start(*found.words("compress", out, budget=other, **COMPRESS))
+        ends = [first.wait(), second.wait()]
+        fine = [e.code == 0 or (e.one_line and "another process" in e.err) for e in ends]
+        clear += all(fine)
+        refused += sum(e.one_line for e in ends)
+        bad = bad or next((e.err[-300:] for e, f in zip(ends, fine, strict=True) if not f), "")
+        last = "3bit" if ends[1].code else other  # who finished last
+        alike = digests(out) == budgets[last]
+        again = run(*found.words("compress", out, budget="4bit", **COMPRESS))
+        same += alike and again.code == 0 and digests(out) == budgets["4bit"]
+    found.say("two processes: each finishes or says why not in a line", clear, clear == count,
+              of=count, refused=refused, **({"bad": bad} if bad else {}))  # fmt: skip
+    found.say("two processes: bytes of one of them, and of a rerun", same, same == count, of=count)
+
+
+if __name__ == "__main__":
+    main(drill, "together", count=20, quick=2)
