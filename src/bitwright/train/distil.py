@@ -163,7 +163,7 @@ def distil(
                 progress((epoch * steps + step + 1) / total)
         sound = bool(finite) and _finite(student)
         value = loss_of(target, student.answers(judge), r) if sound else math.nan
-        values = group.gathered(torch.tensor(value, dtype=torch.float64))
+        values = torch.stack(group.gathered(torch.tensor(value, dtype=torch.float64)))
         if not bool(torch.isfinite(values).all()):
             raise BitwrightError(
                 f"the loss is not finite in epoch {epoch + 1} of {r.epochs}: fine-tuning diverged; "
