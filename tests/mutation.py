@@ -19,7 +19,6 @@ import random
 import shutil
 import subprocess
 import sys
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
