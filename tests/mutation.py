@@ -89,11 +89,11 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         called = copy.deepcopy(node)
         target = called.func
         if isinstance(target, ast.Attribute) and target.attr in NAMES:
-            yield f"{target.attr}->{NAMES[target.attr]}", called
-            target.attr = NAMES[target.attr]
+            before, target.attr = target.attr, NAMES[target.attr]
+            yield f"{before}->{target.attr}", called
         elif isinstance(target, ast.Name) and target.id in ("min", "max", "any", "all"):
-            yield f"{target.id}->{NAMES[target.id]}", called
-            target.id = NAMES[target.id]
+            before, target.id = target.id, NAMES[target.id]
+            yield f"{before}->{target.id}", called
 
 
 def _text(node: ast.BinOp) -> bool:

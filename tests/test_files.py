@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,12 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path):
 def test_a_folder_that_is_not_there_is_the_systems_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         put(tmp_path / "no" / "a", "x")
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path):
+    path = tmp_path / "plan.json"
+    with pytest.raises(OSError, match=r"No space left on device: '.*plan\.json'"), replacing(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError, match="other"), replacing(path):
+        (tmp_path / "other").read_bytes()
+    assert not list(tmp_path.iterdir())

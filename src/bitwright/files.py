@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: behind the name of a file that is being written
@@ -17,8 +17,11 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + PART)
     try:
         yield temporary
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which file
         raise
     os.replace(temporary, path)
 

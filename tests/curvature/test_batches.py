@@ -10,14 +10,12 @@ from bitwright.errors import BitwrightError
 
 
 def test_a_loader_becomes_as_few_batches_as_it_has_shapes():
-    a, b, c = torch.randn(3, 2), torch.randn(2, 2), torch.randn(4, 2)
-    wide, labels = torch.randn(5, 3), torch.arange(9)
-    found = read(iter([a, b, c, wide, a]))
+    a, b, c, wide = torch.randn(3, 2), torch.randn(2, 2), torch.randn(4, 2), torch.randn(5, 3)
+    labels = torch.arange(17)
+    found = read(zip((a, b, c, wide, a), labels.split([3, 2, 4, 5, 3]), strict=True))
     assert [f.rows for f in found] == [9, 5, 3]
     assert torch.equal(found[0].inputs, torch.cat([a, b, c]))
-    pairs = [(x, y) for x, y in zip((a, b, c), labels.split([3, 2, 4]), strict=True)]
-    (whole,) = read(pairs)
-    assert torch.equal(whole.targets, labels) and torch.equal(whole.inputs, found[0].inputs)
+    assert torch.equal(found[0].targets, labels[:9]) and torch.equal(found[2].inputs, a)
 
 
 def test_shared_tensors_keep_batches_apart():

@@ -7,7 +7,9 @@ nothing, so a kill can fall on any moment of the work itself. `fresh` starts a n
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -98,6 +100,7 @@ def start(*words: str, harm: Callable[[], object] | None = None) -> Child:
         if harm is not None:
             harm()
         code = tiny.call(*words)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to interrupt anything
     except BaseException:
         traceback.print_exc()
     finally:
@@ -173,7 +176,8 @@ class Drill:
     def warm(self) -> None:
         """Run everything once in this process, so that forks have it imported and compiled."""
         out = self.folder()
-        assert tiny.call(*self.words("compress", out, **COMPRESS)) == 0
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert tiny.call(*self.words("compress", out, **COMPRESS)) == 0
         shutil.rmtree(out)
 
     def say(self, figure: str, value: Any, holds: bool | None = None, **more: Any) -> None:

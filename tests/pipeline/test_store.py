@@ -11,6 +11,7 @@ import pytest
 from bitwright import BitwrightError
 from bitwright.pipeline.prune import _read_history
 from bitwright.pipeline.store import Store
+from pipeline import tiny
 
 HOLD = """
 import fcntl, os, sys
@@ -60,6 +61,17 @@ def test_one_process_at_a_time(tmp_path: Path):
     assert said == "held"
     process.kill()
     process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders there")
+def test_a_finished_command_lets_go_of_its_folder(tmp_path: Path):
+    tiny.write(tmp_path)
+    out = tmp_path / "run"
+    assert tiny.call("compress", *tiny.given(tmp_path), "--out", str(out), "--quiet") == 0
+    process, said = other(out)
+    process.kill()
+    process.wait()
+    assert said == "held"
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[1, 2", b'{"a": 1}', b"[null]", b"3"])
