@@ -15,6 +15,7 @@ from bitwright.pipeline import (
     prepare,
     prune,
 )
+from bitwright.report.compare import compare
 from bitwright.task import Task
 from bitwright.train import Trainable, hessian_norm, saga
 
@@ -34,6 +35,7 @@ __all__ = [
     "Trainable",
     "Verification",
     "__version__",
+    "compare",
     "compress",
     "convert",
     "hessian_norm",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from bitwright.cli.compare import compare
 from bitwright.cli.graphs import train_graph
 from bitwright.cli.multibit import train_multibit
 from bitwright.cli.pruning import prune
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train-multibit": train_multibit,
     "profile": profile,
     "inspect": inspect,
+    "compare": compare,
     "overflow": overflow,
     "bench": bench,
     "convert-to": convert_to,

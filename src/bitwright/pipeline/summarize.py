@@ -18,7 +18,9 @@ from bitwright.network import Layer
 from bitwright.pipeline.frontiers import shown
 from bitwright.pipeline.limits import lines
 from bitwright.pipeline.run import Run
+from bitwright.pipeline.settings import as_text
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
+from bitwright.task import fingerprint
 
 
 def versions() -> dict[str, str]:
@@ -70,6 +72,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
             metric_stderr=judgement.metric_stderr,
             agreement=None if name == "float" else judgement.agreement,
             latency_ms=1000 * seconds,
+            lost_stderr=None if name == "float" else judgement.lost_stderr,
         )
         for name, (judgement, size, mean_bits, seconds) in rows.items()
     )
@@ -114,6 +117,9 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         metric_name=run.task.metric_name,
         notes=_notes(run),
         divergence=run.task.divergence,
+        settings=as_text(run.settings),
+        task=fingerprint(run.task),
+        key=run.export_key,
     )
 
 
