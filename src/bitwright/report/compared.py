@@ -158,9 +158,14 @@ def _columns(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _networks(runs: Sequence[ComparedRun]) -> list[str]:
+    """Of those that are finished; others know theirs by another name."""
+    return list(dict.fromkeys(r.network for r in runs if r.finished and r.network is not None))
+
+
 def _told(runs: Sequence[ComparedRun]) -> str:
-    networks = dict.fromkeys(run.network for run in runs if run.network is not None)
-    text = f"{', '.join(networks)}: e" if len(networks) == 1 else "E"
+    networks = _networks(runs)
+    text = f"{networks[0]}: e" if len(networks) == 1 else "E"
     text += "very run's file on its test rows, against its own float model. ± is one standard "
     text += "error. Latency: median of one row, and its share of float's."
     if any(run.lost_stderr is not None and not run.lost_paired for run in runs):
@@ -174,7 +179,7 @@ def _result(number: int, run: ComparedRun, runs: Sequence[ComparedRun]) -> tuple
         return words.DASH if value is None else shown
 
     name = Markup("<b>{}</b> · {}").format(number, words.plain(run.name))
-    if run.network is not None and len({r.network for r in runs if r.network is not None}) > 1:
+    if run.finished and run.network is not None and len(_networks(runs)) > 1:
         name += Markup(' <span class="soft">{}</span>').format(words.plain(run.network))
     if not run.finished:
         name += Markup(' <span class="soft">({})</span>').format(words.plain(run.state))

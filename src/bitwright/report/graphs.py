@@ -27,7 +27,8 @@ nodes.</p>
 {% endif %}
 <section aria-labelledby="reproduce-h">
 <h2 id="reproduce-h">How to reproduce this</h2>
-{{ table("settings-c", "What was asked for.", ("Option", "Value"), settings, words_in=(0, 1)) }}
+{{ table("settings-c", "What was asked for.", ("Option", "Value"), settings, words_in=(0, 1),
+         kind="options") }}
 </section>
 """
 _NAMES = {

@@ -45,7 +45,8 @@ channels: what is removed of one member is removed of all.</p>
 </section>
 <section aria-labelledby="reproduce-h">
 <h2 id="reproduce-h">How to reproduce this</h2>
-{{ table("settings-c", "What was asked for.", ("Option", "Value"), settings, words_in=(0, 1)) }}
+{{ table("settings-c", "What was asked for.", ("Option", "Value"), settings, words_in=(0, 1),
+         kind="options") }}
 </section>
 """
 _NAMES = {"parameters": "parameters", "macs": "multiply-accumulates", "bytes": "bytes, float32"}
