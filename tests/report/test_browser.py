@@ -105,8 +105,8 @@ def compared() -> Comparison:
         )
         for i in range(1, 5)
     )  # fmt: skip
-    killed = ComparedRun("killed", "x", False, "not finished: measured")
-    return Comparison((*runs, killed), ("budget",), ("killed: not finished: measured.",))
+    killed = ComparedRun("killed", "x", False, "unfinished, measured so far")
+    return Comparison((*runs, killed), ("budget",), ("killed: unfinished, measured so far.",))
 
 
 def pages(place: Path) -> dict[str, str]:

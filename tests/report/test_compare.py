@@ -112,12 +112,14 @@ def test_what_differs_and_what_is_unfinished(tmp_path: Path) -> None:
     # `model` is known of the killed run alone
     assert found.differing == ("model", "budget", "method", "rounding", "seed")
     killed = found.runs[3]
-    assert not killed.finished and killed.state == "not finished: measured"
+    assert not killed.finished and killed.state == "unfinished, measured so far"
     assert killed.kl is None and killed.size_bytes is None and killed.layers == ()
     page = render(found)
     assert row_of(page, "budget") == "budget 3bit 4bit 3bit 2bit"
-    assert row_of(page, "4 · killed").startswith("4 · killed (not finished: measured) layers – –")
-    assert "killed: not finished: measured." in found.notes
+    assert row_of(page, "4 · killed").startswith(
+        "4 · killed (unfinished, measured so far) layers – –"
+    )
+    assert "killed: unfinished, measured so far." in found.notes
     text = words_of(page)
     assert "Smallest: three, 88.1 KB; least divergence from float: four, 0.0101 ± 9.0" in text
 

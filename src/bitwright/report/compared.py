@@ -20,7 +20,7 @@ _PAGE = """
 {% endfor %}
 <section aria-labelledby="result-h">
 <h2 id="result-h">Accuracy and size</h2>
-{{ table("runs-c", told, columns, results, words_in=(0, 1), kind="methods") }}
+{{ table("runs-c", told, columns, results, words_in=(0, 1), kind="methods runs") }}
 </section>
 <section aria-labelledby="frontier-h">
 <h2 id="frontier-h">Size against loss</h2>
@@ -225,7 +225,7 @@ def chart(runs: Sequence[ComparedRun]) -> str:
     ]
     y = svg.log_axis(ends)
     best = frontier([(size, kl) for _, _, size, kl in drawn])
-    body = svg.curves(("monotone", svg.line([(x.at(a), y.at(b)) for a, b in best])))
+    body = svg.curves(("layers", svg.line([(x.at(a), y.at(b)) for a, b in best])))
     for number, run, size, kl in drawn:
         at, up = svg.fixed(x.at(size)), svg.fixed(100 - y.at(kl))
         if run.kl_stderr is not None:
@@ -249,7 +249,7 @@ def chart(runs: Sequence[ComparedRun]) -> str:
         "Down and to the left is better. "
         + "; ".join(f"{number} is {run.name}" for number, run, _, _ in drawn)
         + ".",
-        [("monotone", "runs that no other run beats in both")],
+        [("layers", "runs that no other run beats in both")],
         f"across: size of the file; up: {name} in {unit}, logarithmic",
     )
 

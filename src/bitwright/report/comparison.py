@@ -181,7 +181,7 @@ def _read(folder: Path, name: str) -> ComparedRun:
         state = f"went on after its report; `bitwright report --out {folder}` makes a new one"
     else:
         done = [word for stage, word in _STAGES.items() if stage in stages]
-        state = f"not finished: {done[-1] if done else 'nothing measured yet'}"
+        state = f"unfinished, {done[-1] if done else 'nothing measured'} so far"
     return _unfinished(folder, name, state, options, stages)
 
 

@@ -14,7 +14,7 @@ _PAGE = """
 <section aria-labelledby="result-h">
 <h2 id="result-h">Accuracy and size</h2>
 {{ table("rows-c", "Share of nodes, or of graphs, whose class is right.",
-         ("Network", "Validation", "Test", "Bytes"), rows) }}
+         ("Network", "Validation", "Test", "Bytes"), rows, kind="methods") }}
 </section>
 {% if weights %}
 <section aria-labelledby="widths-h">
@@ -44,7 +44,10 @@ def render(said: Mapping[str, Any]) -> str:
     widths = said.get("widths", {"weights": {}, "sites": {}, "degrees": ()})
     starts = [0, *(d + 1 for d in widths["degrees"])]
     ends = [*(str(d) for d in widths["degrees"]), ""]
-    classes = [f"{a} – {b}" if b else f"{a} and more" for a, b in zip(starts, ends, strict=True)]
+    classes = [
+        f"{a}{words.NBSP}–{words.NBSP}{b}" if b else f"{a} and more"
+        for a, b in zip(starts, ends, strict=True)
+    ]
     before, after = rows["float"]["test"], rows["artefact"]["test"]
     smaller = words.smaller(size["float"] / max(size["artefact"], 1))
     change = f"{words.decimal_bytes(size['float'])} → {words.decimal_bytes(size['artefact'])}"

@@ -17,7 +17,7 @@ _PAGE = """
 <section aria-labelledby="size-h">
 <h2 id="size-h">Size</h2>
 {{ table("size-c", "Before and after, and the share that is left.",
-         ("", "Before", "After", "Left"), sizes) }}
+         ("", "Before", "After", "Left"), sizes, kind="methods") }}
 </section>
 <section aria-labelledby="groups-h">
 <h2 id="groups-h">What is left of each group</h2>
