@@ -129,7 +129,8 @@ def lost(run: ComparedRun) -> str:
     value = f"{100 * run.lost:.2f}" if share else words.number(run.lost)
     if run.lost_stderr is not None:
         error = f"{100 * run.lost_stderr:.2f}" if share else words.number(run.lost_stderr, 2)
-        value += f" {'±' if run.lost_paired else '± ≤'}{words.NBSP}{error}"
+        bound = "" if run.lost_paired else f"≤{words.NBSP}"
+        value += f" ±{words.NBSP}{bound}{error}"
     return value
 
 
