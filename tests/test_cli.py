@@ -62,6 +62,7 @@ def test_the_public_names():
         "Trainable",
         "Verification",
         "__version__",
+        "compare",
         "compress",
         "convert",
         "hessian_norm",

@@ -15,6 +15,7 @@ from bitwright.pipeline import (
     prepare,
     prune,
 )
+from bitwright.report.compare import compare
 from bitwright.task import Task
 from bitwright.train import Trainable, hessian_norm, saga
 from bitwright.version import installed
@@ -35,6 +36,7 @@ __all__ = [
     "Trainable",
     "Verification",
     "__version__",
+    "compare",
     "compress",
     "convert",
     "hessian_norm",

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from bitwright.report import compared
+from bitwright.report.comparison import Comparison
 from bitwright.report.inspection import Inspection
 from bitwright.version import installed
 
@@ -113,6 +115,43 @@ def print_inspection(console: Console, found: Inspection) -> None:
         bar = "█" * max(1, round(_BAR * count / most))
         bars.add_row(str(bits), f"{count:,}", f"{count / total:.1%}", bar)
     console.print(bars)
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """A row for each run, the options that differ, and what has to be known."""
+    table = Table(title=f"{len(found.runs)} runs")
+    names = {run.metric_name for run in found.runs if run.lost is not None}
+    lost = f"{names.pop()} lost" if len(names) == 1 else "lost"
+    for column in ("run", "allocator", "bits", "bytes", "ratio", "KL to float", lost, "ms"):
+        left = column in ("run", "allocator")
+        table.add_column(Text(_plain(column)), justify="left" if left else "right", overflow="fold")
+    for run in found.runs:
+        table.add_row(
+            *(
+                Text(_plain(text))
+                for text in (
+                    run.name,
+                    run.allocator or "–",
+                    "–" if run.mean_bits is None else f"{run.mean_bits:.2f}",
+                    "–" if run.size_bytes is None else f"{run.size_bytes:,}",
+                    "–" if run.ratio is None else f"{run.ratio:.1f}×",
+                    compared.estimate(run).replace("\u00a0", " "),
+                    compared.lost(run).replace("\u00a0", " "),
+                    "–" if run.latency_ms is None else f"{run.latency_ms:.2f}",
+                )
+            )
+        )
+    console.print(table)
+    if found.differing:
+        options = Table(title="what differs")
+        for column in ("option", *(run.name for run in found.runs)):
+            options.add_column(Text(_plain(column)), overflow="fold")
+        for name in found.differing:
+            values = [(run.settings or {}).get(name, "–") for run in found.runs]
+            options.add_row(*(Text(_plain(value)) for value in (name, *values)))
+        console.print(options)
+    for note in found.notes:
+        console.print(_plain(note), soft_wrap=True)
 
 
 def _number(value: str | int | float) -> str:

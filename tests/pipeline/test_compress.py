@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bitwright
 from bitwright import BitwrightError
 from bitwright.pipeline.search import Workbench
+from bitwright.report import from_json
 from pipeline import tiny
 
 
@@ -45,6 +47,20 @@ def test_the_result(made: bitwright.Result):
         assert (made.folder / name).stat().st_size > 0
     assert not list(made.folder.glob("*.part"))
     assert json.loads((made.folder / "verify.json").read_text())["ok"] is True
+
+
+def test_the_report_is_priced_as_the_plan_was(made: bitwright.Result):
+    summary = from_json((made.folder / "summary.json").read_text())
+    assert summary.chosen_loss == pytest.approx(made.plan.loss)
+    (channels,) = (row for row in summary.frontiers if row.name == "channels")
+    bits = made.plan.cost / tiny.WEIGHTS
+    (loss,) = (v for b, v in channels.points if b == pytest.approx(bits))
+    assert loss == pytest.approx(made.plan.loss), "the chosen plan stands on its frontier"
+    assert summary.settings["budget"] == "3bit" and summary.settings["activations"] == "8"
+    stages = json.loads((made.folder / "stages.json").read_text())
+    assert summary.key == stages["export"]["key"] and summary.task
+    found = bitwright.compare(made.folder, shutil.copytree(made.folder, f"{made.folder}-2"))
+    assert found.differing == () and found.notes == () and all(r.finished for r in found.runs)
 
 
 def test_what_is_loaded_answers_as_the_file_does(made: bitwright.Result):

@@ -412,6 +412,12 @@ def test_numbers_on_the_page_are_those_of_the_summary() -> None:
     assert "The parts add up" not in text
 
 
+def test_options_are_listed() -> None:
+    page = render(summary(settings={"budget": "3bit", HOSTILE: HOSTILE}))
+    assert row_of(page, "budget") == "budget 3bit"
+    assert "<script" not in page and "All options (2)" in words_of(page)
+
+
 def test_chosen_row_is_marked_once() -> None:
     page = render(summary())
     assert page.count('<tr role="row" class="chosen">') == page.count(">chosen</strong>") == 1

@@ -22,6 +22,8 @@ class Judgement:
         kl, kl_stderr: mean divergence over rows, and its standard error.
         metric, metric_stderr: the task's metric, and (for shares of rows) its standard error.
         agreement: share of rows with the float model's largest output; None for `squared`.
+        lost_stderr: standard error of what the metric lost against the float model, the two taken
+            as pairs on the same rows; None where `metric_stderr` is.
     """
 
     kl: float
@@ -29,6 +31,7 @@ class Judgement:
     metric: float | None
     metric_stderr: float | None
     agreement: float | None
+    lost_stderr: float | None = None
 
 
 def judge(task: Task, reference: Tensor, answers: Tensor) -> Judgement:
@@ -39,15 +42,26 @@ def judge(task: Task, reference: Tensor, answers: Tensor) -> Judgement:
     score = (
         None if metric is None or task.test_labels is None else metric(answers, task.test_labels)
     )
-    error = None
-    if score is not None and task.metric is None:
+    error = lost_error = None
+    if score is not None and task.metric is None and task.test_labels is not None:
         error = math.sqrt(max(score * (1 - score), 0.0) / len(values))
+        lost_error = _paired(reference, answers, task.test_labels, task.class_axis)
     agreement = None
     if task.divergence == "kl":
         axis = task.class_axis
         same = reference.argmax(axis) == answers.argmax(axis)
         agreement = float(same.double().mean())
-    return Judgement(float(values.mean()), stderr, score, error, agreement)
+    return Judgement(float(values.mean()), stderr, score, error, agreement, lost_error)
+
+
+def _paired(reference: Tensor, answers: Tensor, labels: Tensor, axis: int) -> float:
+    """Standard error of the mean over rows of (right by `reference`) − (right by `answers`)."""
+    before, after = (
+        (outputs.argmax(axis) == labels).double().reshape(len(labels), -1).mean(1)
+        for outputs in (reference, answers)
+    )
+    lost = before - after
+    return float(lost.std(unbiased=True) / math.sqrt(len(lost))) if len(lost) > 1 else 0.0
 
 
 def answers_of(path: Path, x: Tensor) -> Tensor:

@@ -772,12 +772,17 @@ class Run:
             **({"equalize": self.settings.equalize} if self.settings.equalize else {}),
         }
 
+    @property
+    def export_key(self) -> str:
+        """Hash of all that the exported file depends on."""
+        refitted = ("refit-head",) if self.settings.refit_head else ()
+        return make_key("export", self._quantize_key, *self._training, *refitted)
+
     @cached_property
     def onnx(self) -> Path:
         """The ONNX file of what the artefact holds; `model.onnx`."""
         path = self.store.path("model.onnx")
-        refitted = ("refit-head",) if self.settings.refit_head else ()
-        key = make_key("export", self._quantize_key, *self._training, *refitted)
+        key = self.export_key
         quantized = self.quantized
         if not self.store.done("export", key, path.name):
             self.progress("export", 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_la
 from bitwright.pipeline.methods import require
 from bitwright.quantize import EDGE_WIDTHS, RANGES, SCORES
 from bitwright.quantize.scores import WIDTHS
+from bitwright.report.summary import setting_text
 from bitwright.train import augment
 
 ORDERS = ("all", "hawq")
@@ -108,6 +109,16 @@ class Settings:
         return sums_of(
             self.accumulator, self.accumulator_kind, self.accumulator_mode, self.activations
         )
+
+
+def as_text(settings: Settings) -> dict[str, str]:
+    """Every option that was given or has a default, for people; none that only changes the time."""
+    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "processes"}
+    values["budget"] = settings.budget and settings.budget.text
+    values["activations"] = "float" if settings.activations is None else settings.activations
+    values["overrides"] = dict(settings.overrides)
+    texts = ((name, setting_text(value)) for name, value in values.items())
+    return {name: text for name, text in texts if text is not None}
 
 
 def check_settings(settings: Settings) -> Settings:

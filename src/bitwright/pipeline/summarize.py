@@ -6,19 +6,22 @@ import datetime
 import os
 import platform
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import onnxruntime
 import torch
 
 from bitwright import allocate, quantize
-from bitwright.allocate import Limit, Product
+from bitwright.allocate import Limit, Problem, Product
 from bitwright.deploy import Verification as Found
-from bitwright.network import Layer
+from bitwright.network import Layer, Network
 from bitwright.pipeline.frontiers import shown
 from bitwright.pipeline.limits import lines
 from bitwright.pipeline.run import Run
+from bitwright.pipeline.settings import as_text
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
+from bitwright.task import fingerprint
 
 
 def versions() -> dict[str, str]:
@@ -70,6 +73,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
             metric_stderr=judgement.metric_stderr,
             agreement=None if name == "float" else judgement.agreement,
             latency_ms=1000 * seconds,
+            lost_stderr=None if name == "float" else judgement.lost_stderr,
         )
         for name, (judgement, size, mean_bits, seconds) in rows.items()
     )
@@ -102,7 +106,10 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         budget=_goal(run),
         target=f"{plan.cost / network.weights:.3f} bits a weight = {stored:,} stored bytes",
         methods=methods,
-        layers=tuple(_layer_row(run, layer, bits[layer.name]) for layer in network.layers),
+        layers=tuple(
+            _layer_row(run, layer, bits[layer.name], loss)
+            for layer, loss in zip(network.layers, _losses(problem, network, bits), strict=True)
+        ),
         edges=_edge_rows(run),
         verification=_verification(run.verification),
         files=files,
@@ -114,6 +121,9 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         metric_name=run.task.metric_name,
         notes=_notes(run),
         divergence=run.task.divergence,
+        settings=as_text(run.settings),
+        task=fingerprint(run.task),
+        key=run.export_key,
     )
 
 
@@ -187,10 +197,17 @@ def limit_lines(run: Run) -> list[str]:
     return found
 
 
-def _layer_row(run: Run, layer: Layer, bits: np.ndarray) -> LayerRow:
+def _losses(problem: Problem, network: Network, bits: Mapping[str, np.ndarray]) -> list[float]:
+    """Predicted loss of each layer at its widths, by the score that the plan was chosen by."""
+    widths = np.concatenate([bits[layer.name] for layer in network.layers])
+    chosen = np.searchsorted(problem.choices, widths)
+    loss = problem.loss[np.arange(len(widths)), chosen]
+    cuts = np.cumsum([layer.rows for layer in network.layers])[:-1]
+    return [float(part.sum()) for part in np.split(loss, cuts)]
+
+
+def _layer_row(run: Run, layer: Layer, bits: np.ndarray, loss: float) -> LayerRow:
     estimate = run.sensitivity.layers[layer.name]
-    errors = run.bench.tables[layer.name].error.numpy()[bits - 1, np.arange(layer.rows)]
-    traces = quantize.scores.shrunk(estimate) / layer.fan_in
     return LayerRow(
         name=layer.name,
         kind=layer.kind,
@@ -202,7 +219,7 @@ def _layer_row(run: Run, layer: Layer, bits: np.ndarray) -> LayerRow:
         stderr_probe=float(np.sqrt((estimate.stderr_probe**2).sum()) / layer.weights),
         # channels of a layer move together from sample to sample: their errors add up linearly
         stderr_data=float(estimate.stderr_data.sum() / layer.weights),
-        loss=float((0.5 * traces * errors).sum()),
+        loss=loss,
         float_bytes=4 * (layer.weights + (layer.rows if layer.bias else 0)),
         bytes=int(-(-int(bits.sum()) * layer.fan_in // 8) + (7 if layer.bias else 3) * layer.rows),
     )

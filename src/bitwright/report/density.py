@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from bitwright.curvature.spectrum import Density
 from bitwright.files import put
 from bitwright.report import svg
 from bitwright.report.figures import figure
-from bitwright.report.page import POLICY, stylesheet
+from bitwright.report.page import framed
 from bitwright.report.words import number
 
 #: points of the curve
@@ -58,14 +59,11 @@ def write_density(
     found: Density, path: Path, name: str = "the Hessian", width: float | None = None
 ) -> None:
     """Write the plot as one HTML page that needs nothing else; see :func:`density_figure`."""
-    title = svg.text(f"Spectral density of {name}")
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>{title}</title>\n<style>\n{stylesheet()}\n</style>\n</head>\n<body>\n"
-        f"<main>\n<h1>{title}</h1>\n{density_figure(found, name, width)}\n</main>\n"
-        "</body>\n</html>\n"
+    page = framed(
+        "spectral density",
+        f"Spectral density of {name}",
+        f"{found.dimension:,} eigenvalues, by stochastic Lanczos quadrature.",
+        "{{ drawn }}",
+        drawn=Markup(density_figure(found, name, width)),
     )
     put(path, page)

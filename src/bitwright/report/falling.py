@@ -11,21 +11,18 @@ from markupsafe import Markup
 from bitwright.files import put
 from bitwright.report import svg, words
 from bitwright.report.figures import figure
-from bitwright.report.page import filled
+from bitwright.report.page import framed
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<title>Multi-bit</title><style>{{ css }}</style></head><body><main>
-<h1>{{ num(lines[-1].bits) }} bits a weight</h1>
+_PAGE = """
+<section aria-labelledby="falling-h">
+<h2 id="falling-h">How the bits fell</h2>
 {{ drawn }}
-<table><thead><tr><th>epoch</th><th>what</th><th>loop</th><th>bits a weight</th><th>loss</th>
-</tr></thead><tbody>
-{% for line in lines %}
-<tr><th scope="row">{{ line.epoch }}</th><td>{{ line.what }}</td><td>{{ line.loop }}</td>
-<td>{{ num(line.bits) }}</td><td>{{ num(line.loss) if "loss" in line else "" }}</td></tr>
-{% endfor %}</tbody></table>
-</main></body></html>
+</section>
+<section aria-labelledby="epochs-h">
+<h2 id="epochs-h">Epochs</h2>
+{{ table("epochs-c", "What every epoch trained, with the bits a weight after it and its mean loss.",
+         ("Epoch", "What", "Loop", "Bits a weight", "Loss"), lines, words_in=(0, 1)) }}
+</section>
 """
 
 
@@ -47,7 +44,25 @@ def falling(history: Sequence[Mapping[str, Any]]) -> str:
 
 def render(history: Sequence[Mapping[str, Any]]) -> str:
     """The page of the lines of a training."""
-    return filled(_PAGE, lines=history, drawn=Markup(falling(history)), num=words.number)
+    last = history[-1]
+    told = f"after {len(history):,} epochs, from {words.number(history[0]['bits'])}"
+    if "loss" in last:
+        told += f"; mean loss of the last epoch {words.number(last['loss'])}"
+    return framed(
+        "multi-bit training",
+        f"{words.number(last['bits'])} bits a weight",
+        f"{told[0].upper()}{told[1:]}.",
+        _PAGE,
+        drawn=Markup(falling(history)),
+        lines=[
+            (
+                str(line["epoch"]), str(line["what"]), str(line["loop"]),
+                words.number(line["bits"]),
+                words.number(line["loss"]) if "loss" in line else words.DASH,
+            )
+            for line in history
+        ],
+    )  # fmt: skip
 
 
 def write(history: Sequence[Mapping[str, Any]], path: Path) -> None:

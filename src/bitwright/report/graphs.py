@@ -7,44 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.files import put
-from bitwright.report.page import filled
+from bitwright.report import words
+from bitwright.report.page import framed
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<title>Graph network</title><style>{{ css }}</style></head><body><main>
-<h1>{{ s.settings.net }} at {{ "%g" | format(s.settings.bits) }} bits</h1>
-<table><thead><tr><th></th><th>validation</th><th>test</th><th>bytes</th></tr></thead><tbody>
-{% for name, row in s.rows.items() %}
-<tr><th scope="row">{{ names[name] }}</th><td>{{ "{:.1%}".format(row.val) }}</td>
-<td>{{ "{:.1%}".format(row.test) }}</td>
-<td>{% if name in s.bytes %}{{ "{:,}".format(s.bytes[name]) }}{% endif %}</td></tr>
-{% endfor %}</tbody></table>
-{% if 'widths' in s %}
-<h2>Widths</h2>
+_PAGE = """
+<section aria-labelledby="result-h">
+<h2 id="result-h">Accuracy and size</h2>
+{{ table("rows-c", "Share of nodes, or of graphs, whose class is right.",
+         ("Network", "Validation", "Test", "Bytes"), rows, kind="methods") }}
+</section>
+{% if weights %}
+<section aria-labelledby="widths-h">
+<h2 id="widths-h">Widths</h2>
 <p>Weights by layer; activations by the in-degree of the node that a row belongs to, where rows are
 nodes.</p>
-<table><thead><tr><th>weight</th><th>bits</th></tr></thead><tbody>
-{% for name, bits in s.widths.weights.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ bits }}</td></tr>
-{% endfor %}</tbody></table>
-<table><thead><tr><th>activation</th>{% for name in classes %}<th>{{ name }}</th>{% endfor %}</tr>
-</thead><tbody>
-{% for name, bits in s.widths.sites.items() %}
-<tr><th scope="row">{{ name }}</th>
-{% if bits | length == 1 %}<td colspan="{{ classes | length }}">{{ bits[0] }}</td>
-{% else %}{% for b in bits %}<td>{{ b }}</td>{% endfor %}{% endif %}</tr>
-{% endfor %}</tbody></table>
+{{ table("weights-c", "Bits of each weight.", ("Weight", "Bits"), weights) }}
+{{ table("sites-c", "Bits of each activation, by in-degree.", classes, sites) }}
+</section>
 {% endif %}
-<h2>Settings</h2>
-<table><tbody>
-{% for name, value in s.settings.items() if name != "recipe" %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-{% for name, value in s.settings.recipe.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}</tbody></table>
-</main></body></html>
+<section aria-labelledby="reproduce-h">
+<h2 id="reproduce-h">How to reproduce this</h2>
+{{ table("settings-c", "What was asked for.", ("Option", "Value"), settings, words_in=(0, 1),
+         kind="options") }}
+</section>
 """
 _NAMES = {
     "float": "float32",
@@ -55,11 +40,41 @@ _NAMES = {
 
 def render(said: Mapping[str, Any]) -> str:
     """The page of what `graph.json` says."""
-    degrees = said["widths"]["degrees"] if "widths" in said else ()
-    starts = [0, *(d + 1 for d in degrees)]
-    ends = [*(str(d) for d in degrees), ""]
-    classes = [f"{a} – {b}" if b else f"{a} and more" for a, b in zip(starts, ends, strict=True)]
-    return filled(_PAGE, s=said, names=_NAMES, classes=classes)
+    settings, rows, size = said["settings"], said["rows"], said["bytes"]
+    widths = said.get("widths", {"weights": {}, "sites": {}, "degrees": ()})
+    starts = [0, *(d + 1 for d in widths["degrees"])]
+    ends = [*(str(d) for d in widths["degrees"]), ""]
+    classes = [
+        f"{a}{words.NBSP}–{words.NBSP}{b}" if b else f"{a} and more"
+        for a, b in zip(starts, ends, strict=True)
+    ]
+    before, after = rows["float"]["test"], rows["artefact"]["test"]
+    smaller = words.smaller(size["float"] / max(size["artefact"], 1))
+    change = f"{words.decimal_bytes(size['float'])} → {words.decimal_bytes(size['artefact'])}"
+    return framed(
+        "graph network",
+        f"{settings['net']} at {settings['bits']:g} bits",
+        f"{smaller} ({change}); test accuracy {words.percent(before)} → {words.percent(after)}.",
+        _PAGE,
+        rows=[
+            (
+                _NAMES[name], words.percent(row["val"]), words.percent(row["test"]),
+                f"{size[name]:,}" if name in size else words.DASH,
+            )
+            for name, row in rows.items()
+        ],
+        weights=[(name, str(bits)) for name, bits in widths["weights"].items()],
+        classes=["Activation", *classes],
+        sites=[
+            (name, *map(str, bits if len(bits) > 1 else list(bits) * len(classes)))
+            for name, bits in widths["sites"].items()
+        ],
+        settings=[
+            (name, str(value))
+            for part in ({k: v for k, v in settings.items() if k != "recipe"}, settings["recipe"])
+            for name, value in part.items()
+        ],
+    )  # fmt: skip
 
 
 def write(said: Mapping[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,35 @@ from bitwright.report.summary import Summary
 
 #: nothing may be loaded and no script may run, whatever a name in the summary contains
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+#: a table of so few columns fits every screen
+_FIT = 5
+#: roles are said again because cards, which are no longer displayed as a table, would lose them
+_TABLE = """
+<div class="scroll" role="region" aria-labelledby="{{ ident }}" tabindex="0">
+<table class="{{ kind }}" role="table">
+<caption id="{{ ident }}">{{ caption }}</caption>
+<thead role="rowgroup">
+<tr role="row">
+{% for name in columns %}
+<th scope="col" role="columnheader"{{ "" if loop.index0 in words_in else " class=n" }}>
+{{- name }}</th>
+{% endfor %}
+</tr>
+</thead>
+<tbody role="rowgroup">
+{% for row in rows %}
+<tr role="row">
+<th scope="row" role="rowheader">{{ row[0] }}</th>
+{% for value in row[1:] %}
+<td role="cell"{{ "" if loop.index in words_in else " class=n" }}
+ data-label="{{ columns[loop.index] }}">{{ value }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+"""
 _ABSENT = Markup(
     f'<span class="none" title="not measured">{words.DASH}'
     '<span class="unseen"> not measured</span></span>'
@@ -54,15 +84,48 @@ def write(summary: Summary, path: Path) -> None:
     put(path, render(summary))
 
 
-def filled(template: str, **values: Any) -> str:
-    """A small page: the template with these values, our style and policy among them."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: words.plain(value) if type(value) is str else value,
-    )
-    css = Markup(stylesheet())
-    return environment.from_string(template).render(css=css, policy=POLICY, **values)
+def framed(kind: str, title: str, lead: str, template: str, **values: Any) -> str:
+    """A whole page around a template of sections, in the report's style.
+
+    Args:
+        kind: what page this is, in a few words.
+        title: of the page, its only first heading.
+        lead: what was gained and lost, in a sentence.
+        template: Jinja, of sections with second headings; `table` is :func:`table` in it.
+        **values: in the template.
+    """
+    body = _environment().from_string(template).render(table=table, **values)
+    frame = _environment().from_string(_resource("frame.html.j2"))
+    return frame.render(
+        kind=kind, title=title, lead=lead, body=Markup(body), css=Markup(stylesheet()),
+        policy=POLICY,
+    )  # fmt: skip
+
+
+def table(
+    ident: str,
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Markup]],
+    *,
+    words_in: Collection[int] = (0,),
+    kind: str = "",
+) -> Markup:
+    """A table that scrolls in its own box where it is too wide; few columns shrink instead.
+
+    Args:
+        ident: of its caption.
+        caption: what it shows.
+        columns: their headings.
+        rows: cells, the first of which heads its row.
+        words_in: columns of words; the others hold numbers, flush right.
+        kind: a class of the style sheet; of `methods`, each row is a card on a narrow screen.
+    """
+    if len(columns) <= _FIT:
+        kind = f"{kind} fit".strip()
+    return Markup(_environment().from_string(_TABLE).render(
+        ident=ident, caption=caption, columns=columns, rows=rows, words_in=words_in, kind=kind
+    ))  # fmt: skip
 
 
 def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
@@ -124,7 +187,7 @@ def _or_absent(function: Any) -> Any:
     return shown
 
 
-def _size(count: int) -> Markup:
+def sized(count: int) -> Markup:
     """Bytes rounded, with the exact number at hand."""
     exact, short = words.exact_bytes(count), words.decimal_bytes(count)
     return Markup('<data value="{}" title="{}">{}</data>').format(count, exact, short)
@@ -146,17 +209,22 @@ def _resource(name: str) -> str:
     return resources.files("bitwright.report").joinpath(name).read_text(encoding="utf-8")
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(
+def _environment() -> Environment:
+    """Jinja that escapes, that fails on a name it does not know, and keeps XML's rules."""
+    return Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: words.plain(value) if type(value) is str else value,
     )
+
+
+@cache
+def _template() -> Template:
+    environment = _environment()
     environment.filters.update(
-        size=_or_absent(_size),
+        size=_or_absent(sized),
         num=_or_absent(words.number),
         share=_or_absent(words.percent),
         two=_or_absent(lambda value: f"{value:.2f}"),

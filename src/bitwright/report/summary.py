@@ -92,6 +92,8 @@ class MethodRow:
         metric, metric_stderr: the task's metric on the test rows, and its standard error.
         agreement: share of test rows with the float model's answer.
         latency_ms: median milliseconds for one row.
+        lost_stderr: standard error of the metric's difference from the float model's, the two
+            taken as pairs on the same rows.
     """
 
     name: str
@@ -104,6 +106,7 @@ class MethodRow:
     metric_stderr: float | None = None
     agreement: float | None = None
     latency_ms: float | None = None
+    lost_stderr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,9 @@ class Summary:
         metric_name: of the metric in `methods`.
         notes: what the user should be told.
         divergence: `kl` (nats) or `squared`.
+        settings: what the run was asked for, as :func:`setting_text` writes it.
+        task: fingerprint of the float weights and the calibration rows; empty if not known.
+        key: of the exported file, a hash of all that it depends on; empty if not known.
     """
 
     title: str
@@ -194,6 +200,9 @@ class Summary:
     metric_name: str = "top-1"
     notes: tuple[str, ...] = field(default=())
     divergence: str = "kl"
+    settings: dict[str, str] = field(default_factory=dict)
+    task: str = ""
+    key: str = ""
 
     @property
     def chosen(self) -> MethodRow | None:
@@ -212,6 +221,19 @@ class Summary:
         return next((m for m in self.methods if m.name == "float"), None)
 
 
+def setting_text(value: Any) -> str | None:
+    """One option of a run for people; None for one that was not given."""
+    if value is None or value == () or value == [] or value == {}:
+        return None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(str(v) for v in value)
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
+
+
 def to_json(summary: Summary) -> str:
     """Standard JSON with sorted keys; numbers that JSON lacks become `"inf"`, `"-inf"`, `"nan"`."""
     found = {"schema": SCHEMA, "summary": encode(summary)}
@@ -226,7 +248,7 @@ def from_json(text: str) -> Summary:
     """
     try:
         found: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BitwrightError(f"not a report summary: {error}") from error
     if not isinstance(found, dict) or "schema" not in found or "summary" not in found:
         raise BitwrightError("not a report summary: it has no `schema` and `summary`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from bitwright.report.summary import LayerRow, MethodRow, Summary, Verification
 
@@ -154,8 +155,13 @@ def divergence_name(summary: Summary) -> str:
 
 def in_percent(summary: Summary) -> bool:
     """Whether the metric is a share, shown in percent."""
-    values = [m.metric for m in summary.methods if m.metric is not None]
-    return bool(_SHARES.search(summary.metric_name)) and all(0 <= v <= 1 for v in values)
+    return is_share(summary.metric_name, [m.metric for m in summary.methods])
+
+
+def is_share(name: str, values: Iterable[float | None]) -> bool:
+    """Whether a metric of this name and these values is a share."""
+    known = [v for v in values if v is not None]
+    return bool(_SHARES.search(name)) and all(0 <= v <= 1 for v in known)
 
 
 def metric_value(summary: Summary, value: float) -> str:

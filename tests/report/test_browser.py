@@ -1,0 +1,184 @@
+"""Every page in headless Chromium, at 360 and at 1600 pixels: nothing overflows, fails or loads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitwright.curvature.spectrum import Density
+from bitwright.report import falling, graphs, pruning, render, write_density
+from bitwright.report.compared import render as render_compared
+from bitwright.report.comparison import ComparedRun, Comparison, LayerBits
+from report.test_report import bare, hostile, summary
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium, chromium-browser or google-chrome here"),
+]
+WIDTHS = (360, 1600)
+LONG = "a.very.long.name.of.a.layer.without.any.place.where.a.line.could.be.broken"
+#: a page that does all that a page of ours must not do
+WRONG = """<!DOCTYPE html><html lang="en"><body>
+<div style="width:2000px">wide</div><img src="http://127.0.0.1:9/x.png" alt="">
+<script>undefined_function()</script></body></html>"""
+#: measures every frame and leaves what it found in the page
+PROBE = """<script>
+onload = () => {
+  const found = [...document.querySelectorAll("iframe")].map(f => {
+    const d = f.contentDocument, root = d.documentElement;
+    d.querySelectorAll("details").forEach(e => { e.open = true; });
+    const wide = [...d.querySelectorAll("body *")].filter(e => {
+      if (e.closest(".scroll, .skip, .unseen, thead, pre")) return false;
+      const box = e.getBoundingClientRect();
+      return box.width && (box.right > root.clientWidth + 1 || box.left < -1);
+    });
+    return {
+      name: f.title, width: root.clientWidth, content: root.scrollWidth,
+      outside: wide.slice(0, 3).map(e => e.outerHTML.slice(0, 100)),
+      loaded: f.contentWindow.performance.getEntriesByType("resource").map(e => e.name),
+      images: d.images.length, scripts: d.scripts.length,
+    };
+  });
+  const out = document.createElement("pre");
+  out.id = "found";
+  out.textContent = JSON.stringify(found);
+  document.body.append(out);
+};
+</script>"""
+
+
+def pruned() -> dict[str, Any]:
+    """What a `prune.json` says."""
+    sizes = {"parameters": 187_018, "macs": 31_000_000, "bytes": 752_216}
+    groups = [
+        {
+            "name": f"{LONG}.{i}", "kind": "channels", "units": 64, "removed": list(range(7 * i)),
+            "implanted": [63], "members": [[f"blocks.{i}.conv", "out"], [LONG, "in"]],
+        }
+        for i in range(6)
+    ]  # fmt: skip
+    return {
+        "settings": {"keep": "50%", "skip": [LONG]},
+        "groups": groups,
+        "whole": {LONG: "its outputs are the network's"},
+        "size": {"before": sizes, "after": {k: v // 2 for k, v in sizes.items()}},
+        "kl": [0.0123, 0.0011],
+        "metric": [0.921, 0.0082],
+    }
+
+
+def trained() -> dict[str, Any]:
+    """What a `graph.json` says."""
+    row = {"val": 0.78, "test": 0.81}
+    return {
+        "rows": {"float": row, "quantized": row, "artefact": row},
+        "bytes": {"float": 92_228, "artefact": 24_011},
+        "settings": {"dataset": f"/{LONG}/cora.npz", "net": "gcn", "bits": 3.5, "recipe": {}},
+        "widths": {
+            "degrees": [2, 4, 9],
+            "weights": {LONG: 4},
+            "sites": {LONG: [2, 4, 4, 8], "out": [8]},
+        },
+    }
+
+
+def compared() -> Comparison:
+    """Five runs, one of them not finished."""
+    layers = tuple(LayerBits(f"{LONG}.{i}", (2, 3, 4, 8)) for i in range(4))
+    runs = tuple(
+        ComparedRun(
+            f"{LONG}-{i}", f"/somewhere/{LONG}", True, "finished", LONG, "t",
+            {"budget": f"{i}bit", "skip": LONG}, "channels", float(i), 20_000 * i, 752_216, "kl",
+            0.5**i, 0.05**i, "top-1", 0.9, 0.92, 0.02, 0.004, True, 0.98, 0.3, 0.4, True,
+            f"bitwright compress --skip {LONG}", 0, layers,
+        )
+        for i in range(1, 5)
+    )  # fmt: skip
+    killed = ComparedRun("killed", "x", False, "unfinished, measured so far")
+    return Comparison((*runs, killed), ("budget",), ("killed: unfinished, measured so far.",))
+
+
+def pages(place: Path) -> dict[str, str]:
+    """Every kind of page, with ordinary and with hostile content."""
+    write_density(Density(np.array([0.0, 1.0]), np.array([0.5, 0.5]), 9), place / "d.html", LONG)
+    history = [{"epoch": i, "what": "bases", "loop": 0, "bits": 6 * 0.8**i} for i in range(9)]
+    return {
+        "report": render(summary()),
+        "hostile": render(hostile()),
+        "bare": render(bare()),
+        "compared": render_compared(compared()),
+        "pruning": pruning.render(pruned(), "top-1"),
+        "graph": graphs.render(trained()),
+        "multibit": falling.render(history),
+        "density": (place / "d.html").read_text(),
+        "wrong": WRONG,
+    }
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], str]:
+    """What the probe found in every page at every width, and the browser's console."""
+    place = tmp_path_factory.mktemp("browser")
+    frames = "".join(
+        f'<iframe title="{name} {width}" width="{width}" height="800" srcdoc="{escape(page)}">'
+        "</iframe>"
+        for name, page in pages(place).items()
+        for width in WIDTHS
+    )
+    sheet = place / "sheet.html"
+    sheet.write_text(f"<!DOCTYPE html><body>{frames}{PROBE}", encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-extensions", "--disable-background-networking", "--hide-scrollbars",
+            f"--user-data-dir={place / 'profile'}", "--enable-logging=stderr", "--dump-dom",
+            sheet.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    text = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    assert text is not None, done.stderr[-2000:]
+    found = {entry["name"]: entry for entry in json.loads(unescape(text[1]))}
+    console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    return found, console
+
+
+PAGES = ("report", "hostile", "bare", "compared", "pruning", "graph", "multibit", "density")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_overflows_and_nothing_is_loaded(
+    page: str, width: int, seen: tuple[dict[str, dict[str, Any]], str]
+) -> None:
+    found = seen[0][f"{page} {width}"]
+    assert found["width"] == width
+    assert found["content"] <= width, found
+    assert found["outside"] == []
+    assert found["loaded"] == [] and found["images"] == found["scripts"] == 0
+
+
+def test_the_probe_sees_what_is_wrong(seen: tuple[dict[str, dict[str, Any]], str]) -> None:
+    found, console = seen
+    wrong = found["wrong 360"]
+    assert wrong["content"] > 360 and wrong["outside"] and wrong["images"] == 1
+    assert wrong["loaded"] == ["http://127.0.0.1:9/x.png"]
+    assert "undefined_function" in console
+
+
+def test_no_page_of_ours_says_anything_on_the_console(
+    seen: tuple[dict[str, dict[str, Any]], str],
+) -> None:
+    lines = [line for line in seen[1].splitlines() if "undefined_function" not in line]
+    assert [line for line in lines if "127.0.0.1:9" not in line] == []
