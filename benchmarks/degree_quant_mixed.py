@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import networks
 import torch
-from degree_quant_accuracy import DECAY, HIDDEN
+from degree_quant_accuracy import HIDDEN
 from harness import Rows
 
 from bitwright.curvature.divergence import per_sample
@@ -46,7 +46,7 @@ def _compare(rows: Rows, dataset: str, net: str, seeds: range, epochs: int) -> N
     right: dict[str, list[float]] = {way: [] for way in ("float", *WAYS)}
     for seed in seeds:
         whole = build(form, seed)
-        recipe = Recipe(epochs, decay=DECAY[net], seed=seed, judge_every=5)
+        recipe = Recipe(epochs, seed=seed, judge_every=5)
         train(whole, data, recipe)
         right["float"].append(100 * accuracy(whole, data, "test"))
         with torch.no_grad():
