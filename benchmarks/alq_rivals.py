@@ -145,7 +145,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     history: list[float] = []
     if checkpoint is not None and checkpoint.is_file():
-        history, _ = resume.load(checkpoint, (model, optimizer, schedule, generator))
+        history, _, _ = resume.load(checkpoint, (model, optimizer, schedule, generator))
     model.train()
     for _ in range(len(history), epochs):
         order = torch.randperm(len(x), generator=generator)
