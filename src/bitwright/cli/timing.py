@@ -42,9 +42,7 @@ def profile(
     quiet: Quiet = False,
 ) -> None:
     """Time every layer shape in the runtime here; `search --max-latency` reads the table."""
-    for name, value, least in (("--threads", threads, 0), ("--repeats", repeats, 1)):
-        if value < least:
-            raise BitwrightError(f"{name} must be {least} or more, not {value}")
+    _check(threads, repeats)
     given = {
         **defaults(), "model": model, "weights": weights, "data": data, "task": task,
         "skip": skip, "overrides": overrides,
@@ -52,6 +50,12 @@ def profile(
     if model is None and task is None:
         given = remembered(out, given, typed(context))
     perform(given, out, quiet, partial(_time_shapes, threads, repeats), goal=False)
+
+
+def _check(threads: int, repeats: int) -> None:
+    for name, value, least in (("--threads", threads, 0), ("--repeats", repeats, 1)):
+        if value < least:
+            raise BitwrightError(f"{name} must be {least} or more, not {value}")
 
 
 def _time_shapes(threads: int, repeats: int, run: Any, console: Console, name: str) -> None:
@@ -103,9 +107,7 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time the file of a run beside float and the runtime's own static int8; bytes and memory."""
-    for name, value, least in (("--threads", threads, 0), ("--repeats", repeats, 1)):
-        if value < least:
-            raise BitwrightError(f"{name} must be {least} or more, not {value}")
+    _check(threads, repeats)
     given = remembered(out, defaults(), typed(context))
     perform(given, out, quiet, partial(_time_forms, threads, repeats))
 
