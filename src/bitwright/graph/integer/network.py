@@ -21,7 +21,7 @@ from bitwright.graph.degree_quant import DegreeQuant
 from bitwright.graph.integer import gat, gcn, gin, sage
 from bitwright.graph.integer.place import Follows, Place, grid_of, linear, normed, relu_grid
 from bitwright.graph.integer.products import Grid, Product, coded
-from bitwright.graph.nets import GraphClassifier
+from bitwright.graph.nets import GraphClassifier, NodeClassifier
 
 #: makers of layers on bytes
 KINDS: dict[type[nn.Module], Callable[[Place], Callable[[Tensor], Tensor]]] = {
@@ -95,9 +95,10 @@ def on_bytes(
         BitwrightError: it is another network, or has not 8 bits everywhere.
     """
     whole: Any = net.net
-    path, body = ("body/", whole.body) if isinstance(whole, GraphClassifier) else ("", whole)
+    wrapped, graphs = isinstance(whole, NodeClassifier), isinstance(whole, GraphClassifier)
+    path, body = ("body/", whole.body) if wrapped or graphs else ("", whole)
     _refuse(net, body)
-    first = grid = grid_of(net, f"{path}convs/0")
+    first = grid = grid_of(net, "features" if wrapped else f"{path}convs/0")
     layers = []
     for i, conv in enumerate(body.convs):
         follows = Follows()
@@ -106,7 +107,7 @@ def on_bytes(
         place = Place(net, f"{path}convs/{i}", conv, edge_index, nodes, grid, follows)
         layers.append(KINDS[type(body)](place))
         grid = follows.grid or grid
-    return ByteNetwork(first, tuple(layers), _readout(net, batch, nodes) if path else None)
+    return ByteNetwork(first, tuple(layers), _readout(net, batch, nodes) if graphs else None)
 
 
 def _readout(net: DegreeQuant, batch: Tensor | None, nodes: int) -> Readout:
