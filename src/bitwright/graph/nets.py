@@ -27,8 +27,8 @@ class Form:
         layers: of message passing.
         dropout: behind each but the last.
         heads: of gat.
-        input_dropout: of the features, of networks for nodes. GIN, whose sums keep their size, learns
-            the few labelled nodes of a citation graph by heart without much of it.
+        input_dropout: of the features, of networks for nodes. GIN, whose sums keep their size,
+            learns the few labelled nodes of a citation graph by heart without much of it.
         graphs: whether graphs have labels, not nodes: a mean over the nodes, then two linear
             layers, and batch-norms between the layers (with the few labelled nodes of one graph
             they only learn those by heart: GIN on Cora falls from 73 to 50 %).

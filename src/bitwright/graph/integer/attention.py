@@ -20,6 +20,7 @@ from bitwright.graph.integer.kernels import MOST, _code
 _LEAST = np.float32(1e-20)
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+_inlined = numba.njit(inline="always", error_model="numpy")
 _DOTS = has_byte_dots()
 _heads16, _heads32, _heads64 = (row_sums(width, True, _DOTS) for width in (16, 32, 64))
 
@@ -40,8 +41,8 @@ def node_scores(sums: Any, less: Any, scale: Any, source: Any, target: Any, out:
         for h in range(heads):
             first, last = np.float32(0), np.float32(0)
             for c in range(each):
-                at = h * each + c
-                v = np.float32(sums[i, at] - less[at]) * scale[at]
+                at = np.uintp(h * each + c)
+                v = np.float32(np.int32(sums[i, at] - less[at])) * scale[at]
                 first += v * source[h, c]
                 last += v * target[h, c]
             out[0, i, h] = first
@@ -94,7 +95,7 @@ def _attend_exactly(
         total[h] += found[e, h]
 
 
-@_compiled
+@_inlined
 def _pack(count: Any, found: Any, peak: Any, each: Any, words: Any, added: Any) -> None:
     """Factors `round(255 t / peak)` of each group, four bytes a word, and their sums by head.
 
@@ -112,37 +113,22 @@ def _pack(count: Any, found: Any, peak: Any, each: Any, words: Any, added: Any) 
                 k = np.int32(np.rint(found[e, h] * rate))
                 many += k
                 word |= k << (8 * (e - 4 * g))
-            for w in range(h * each, h * each + each):
-                words[g, w] = word
+            for w in range(each):
+                words[g, np.uintp(h * each + w)] = word
         added[h] = many
 
 
-@_compiled
+@_inlined
 def _block(
-    rows: Any, at: Any, columns: Any, words: Any, start: Any, first: Any, last: Any, out: Any
+    width: Any, rows: Any, stride: Any, columns: Any, words: Any, first: Any, last: Any, out: Any
 ) -> None:
-    """Sums of the channels behind `at`, as many as `out` has; words begin with group `start`."""
-    stride, codes, to = rows.shape[1], rows.ctypes.data + at, out.ctypes.data
-    near, factors = columns.ctypes.data + 16 * start, words.ctypes.data + at
-    if len(out) == 64:
-        _heads64(codes, stride, near, factors, first, last, to)
-    elif len(out) == 32:
-        _heads32(codes, stride, near, factors, first, last, to)
+    """Sums of `width` channels, by address; a head's words are under its channels."""
+    if width == 64:
+        _heads64(rows, stride, columns, words, first, last, out)
+    elif width == 32:
+        _heads32(rows, stride, columns, words, first, last, out)
     else:
-        _heads16(codes, stride, near, factors, first, last, to)
-
-
-@_compiled
-def _sum(rows: Any, columns: Any, words: Any, start: Any, groups: Any, part: Any, out: Any) -> None:
-    """All channels' sums, float64 [channels]: in 32 bits, as long as these hold them."""
-    width = len(part)
-    for at in range(0, rows.shape[1], width):
-        out[at : at + width] = 0
-        for first in range(0, groups, MOST):
-            last = min(first + MOST, groups)
-            _block(rows, at, columns, words, start, first, last, part)
-            for c in range(width):
-                out[at + c] += part[c]
+        _heads16(rows, stride, columns, words, first, last, out)
 
 
 @_compiled
@@ -176,24 +162,34 @@ def attend_and_sum(
     total = np.empty(heads, np.float32)
     added = np.empty(heads, np.int64)
     words = np.zeros((most, rows.shape[1] // 4), np.int32)
-    part = np.empty(min(rows.shape[1], 64), np.int32)
+    stride, width = rows.shape[1], min(rows.shape[1], 64)
+    part = np.empty(width, np.int32)
+    codes, near = rows.ctypes.data, columns.ctypes.data
+    factors, to = words.ctypes.data, part.ctypes.data
     value = np.empty(rows.shape[1], np.float64)
     result = np.zeros(len(gain), np.float32)
     for i in range(len(counts)):
         start, groups = starts[i], (counts[i] + 3) // 4
         _attend(i, counts[i], columns[4 * start :], scores, powers, slope, found, peak, total)
         _pack(counts[i], found, peak, each, words, added)
-        _sum(rows, columns, words, start, groups, part, value)
+        value[:] = 0
+        for at in range(0, stride, width):
+            for first in range(0, groups, MOST):  # as many as 32 bits surely hold
+                last = min(first + MOST, groups)
+                _block(width, codes + at, stride, near + 16 * start, factors + at, first, last, to)
+                for c in range(width):
+                    value[np.uintp(at + c)] += part[c]
         if mean:
             result[:] = 0
         for h in range(heads):
             factor = peak[h] / total[h] * step / np.float32(255)
+            shift = lift * added[h]
             for c in range(channels):
-                v = np.float32(value[4 * h * each + c] + lift * added[h]) * factor
+                v = np.float32(value[np.uintp(4 * h * each + c)] + shift) * factor
                 if mean:
                     result[c] += v / np.float32(heads)
                 else:
-                    result[h * channels + c] = v
+                    result[np.uintp(h * channels + c)] = v
         for c in range(out.shape[1]):
             v = result[c] * gain[c] + bias[c]
             if inverse is None:

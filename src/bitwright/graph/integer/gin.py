@@ -50,9 +50,7 @@ def layer(place: Place) -> GINLayer:
         raise BitwrightError(f"{place.path}/nn has ReLU before its norms; on bytes it is behind")
     grids = [grid_of(place.net, f"{path}/0")]
     grids += [relu_grid(place.net, f"{path}/{i}") for i in range(1, len(mlp.lins))]
-    inner = [
-        Follows(*normed(norm), grid) for norm, grid in zip(mlp.norms, grids[1:], strict=True)
-    ]
+    inner = [Follows(*normed(norm), grid) for norm, grid in zip(mlp.norms, grids[1:], strict=True)]
     products = [
         linear(lin, grid, follows)
         for lin, grid, follows in zip(mlp.lins, grids, [*inner, place.follows], strict=True)

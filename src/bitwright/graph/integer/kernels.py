@@ -18,11 +18,13 @@ from bitwright.graph.integer.dots import has_byte_dots, row_sums
 MOST = 2**31 // (4 * 255 * 255) - 1
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+#: calls cost more than what most of these do, and lengths given as literals make loops fast
+_inlined = numba.njit(inline="always", error_model="numpy")
 _DOTS = has_byte_dots()
 _sum16, _sum32, _sum64 = (row_sums(width, False, _DOTS) for width in (16, 32, 64))
 
 
-@_compiled
+@_inlined
 def _code(v: Any, inverse: Any, zero: Any) -> Any:
     q = np.rint(zero + v * inverse)
     return np.int8(np.int32(min(max(q, np.float32(0)), np.float32(255))) - 128)
@@ -30,7 +32,7 @@ def _code(v: Any, inverse: Any, zero: Any) -> Any:
 
 @_compiled
 def to_codes(x: Any, inverse: Any, zero: Any, out: Any) -> None:
-    """Codes of features float32 [nodes, channels], int8 [nodes, at least as many]; the rest is 0."""
+    """Codes of features float32 [nodes, channels], int8 [nodes, as many or more, which are 0]."""
     channels = x.shape[1]
     for i in range(x.shape[0]):
         for c in range(channels):
@@ -55,7 +57,7 @@ def finish(
     """
     for i in range(out.shape[0]):
         for c in range(out.shape[1]):
-            v = np.float32(sums[i, c] - less[c]) * scale[c] + shift[c]
+            v = np.float32(np.int32(sums[i, c] - less[c])) * scale[c] + shift[c]
             if added is not None:
                 v += added[i, c]
             if inverse is None:
@@ -64,28 +66,69 @@ def finish(
                 out[i, c] = _code(v, inverse, zero)
 
 
-@_compiled
-def _block(rows: Any, at: Any, columns: Any, words: Any, first: Any, last: Any, out: Any) -> None:
-    """Sums of the channels behind `at`, as many as `out` has."""
-    stride, start, to = rows.shape[1], rows.ctypes.data + at, out.ctypes.data
-    if len(out) == 64:
-        _sum64(start, stride, columns.ctypes.data, words.ctypes.data, first, last, to)
-    elif len(out) == 32:
-        _sum32(start, stride, columns.ctypes.data, words.ctypes.data, first, last, to)
-    else:
-        _sum16(start, stride, columns.ctypes.data, words.ctypes.data, first, last, to)
-
-
-@_compiled
-def _long(
-    rows: Any, at: Any, columns: Any, words: Any, first: Any, last: Any, part: Any, total: Any
+@_inlined
+def _block(
+    width: Any, rows: Any, stride: Any, columns: Any, words: Any, first: Any, last: Any, out: Any
 ) -> None:
-    """The same of so many rows that 32 bits may not hold their sum."""
-    total[:] = 0
-    for start in range(first, last, MOST):
-        _block(rows, at, columns, words, start, min(start + MOST, last), part)
-        for c in range(len(part)):
-            total[c] += part[c]
+    """Sums of `width` channels; everything by address, as counting references takes longer."""
+    if width == 64:
+        _sum64(rows, stride, columns, words, first, last, out)
+    elif width == 32:
+        _sum32(rows, stride, columns, words, first, last, out)
+    else:
+        _sum16(rows, stride, columns, words, first, last, out)
+
+
+@_inlined
+def _sum_all(
+    width: Any, rows: Any, starts: Any, columns: Any, words: Any, totals: Any, lift: Any,
+    scale: Any, own: Any, gain: Any, bias: Any, inverse: Any, zero: Any, out: Any,
+) -> None:  # fmt: skip
+    """:func:`sum_neighbours` with a width that is known when it is compiled."""
+    part = np.empty(width, np.int32)
+    value = np.empty(width, np.float32)
+    long = np.empty(width, np.float64)
+    codes, stride = rows.ctypes.data, rows.shape[1]
+    near, factors, to = columns.ctypes.data, words.ctypes.data, part.ctypes.data
+    channels = out.shape[1]
+    for i in range(len(starts) - 1):
+        first, last, s = starts[i], starts[i + 1], scale[i]
+        whole = lift * totals[i]
+        for at in range(0, stride, width):
+            if last - first <= MOST:
+                _block(width, codes + at, stride, near, factors, first, last, to)
+                more = np.int32(whole)
+                for c in range(width):
+                    value[c] = np.float32(np.int32(part[c] + more))
+            else:  # 32 bits may not hold the sum
+                long[:] = whole
+                for start in range(first, last, MOST):
+                    end = min(start + MOST, last)
+                    _block(width, codes + at, stride, near, factors, start, end, to)
+                    for c in range(width):
+                        long[c] += part[c]
+                for c in range(width):
+                    value[c] = np.float32(long[c])
+            if own is not None:
+                for c in range(width):
+                    value[c] += own * np.float32(np.int32(rows[i, np.uintp(at + c)] + lift))
+            # unsigned places, as negative ones would be counted from the end, one by one
+            if channels - at >= width:
+                for c in range(width):
+                    p = np.uintp(at + c)
+                    v = s * value[c] * gain[p] + bias[p]
+                    if inverse is None:
+                        out[i, p] = v
+                    else:
+                        out[i, p] = _code(v, inverse, zero)
+            else:
+                for c in range(channels - at):
+                    p = np.uintp(at + c)
+                    v = s * value[c] * gain[p] + bias[p]
+                    if inverse is None:
+                        out[i, p] = v
+                    else:
+                        out[i, p] = _code(v, inverse, zero)
 
 
 @_compiled
@@ -109,28 +152,12 @@ def sum_neighbours(
         width: of a block of channels, 16, 32 or 64.
         out: int8 or float32 [nodes, at most channels], written.
     """
-    part = np.empty(width, np.int32)
-    long = np.empty(width, np.float64)
-    value = np.empty(width, np.float32)
-    for i in range(len(starts) - 1):
-        first, last = starts[i], starts[i + 1]
-        s = scale[i]
-        for at in range(0, rows.shape[1], width):
-            if last - first <= MOST:
-                _block(rows, at, columns, words, first, last, part)
-                more = np.int32(lift * totals[i])
-                for c in range(width):
-                    value[c] = np.float32(part[c] + more)
-            else:
-                _long(rows, at, columns, words, first, last, part, long)
-                for c in range(width):
-                    value[c] = np.float32(long[c] + lift * totals[i])
-            if own is not None:
-                for c in range(width):
-                    value[c] += own * np.float32(rows[i, at + c] + lift)
-            for c in range(min(width, out.shape[1] - at)):
-                v = s * value[c] * gain[at + c] + bias[at + c]
-                if inverse is None:
-                    out[i, at + c] = v
-                else:
-                    out[i, at + c] = _code(v, inverse, zero)
+    if width == 64:
+        _sum_all(64, rows, starts, columns, words, totals, lift, scale, own, gain, bias, inverse,
+                 zero, out)  # fmt: skip
+    elif width == 32:
+        _sum_all(32, rows, starts, columns, words, totals, lift, scale, own, gain, bias, inverse,
+                 zero, out)  # fmt: skip
+    else:
+        _sum_all(16, rows, starts, columns, words, totals, lift, scale, own, gain, bias, inverse,
+                 zero, out)  # fmt: skip
