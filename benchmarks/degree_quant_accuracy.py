@@ -65,7 +65,7 @@ def bar_of(dataset: str, method: str, net: str) -> float | None:
 def compare(
     rows: Rows, dataset: str, net: str, runs: range, run: Callable[[str, int], float]
 ) -> None:
-    """One row for each method over the runs, float's beside it; no `masks off` where runs are long."""
+    """A row for each method over the runs, float beside it; no `masks off` where runs are long."""
     floats = [run("float", i) for i in runs]
     for method in SCHEMES:
         if dataset == "reddit" and method.startswith("masks off"):
