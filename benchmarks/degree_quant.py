@@ -8,7 +8,8 @@ Parts: `cora`, `citeseer` (GCN, GAT, GIN; ten seeds), `proteins`, `reddit` (GIN,
 one width for all). Every row has the same network, recipe and choice of the epoch on validation
 data; what is tuned (the dropout of GIN's features) is tuned in float. `plain` is quantized training
 with ranges from least to most and nobody protected; `masks off` is ours but for the masks. Every
-training's answer is kept in `build/degree_quant`, so that a run that was stopped goes on.
+training's answer is kept in `build/degree_quant`, so that a run that was stopped goes on. Where
+time is short, `$BITWRIGHT_REDDIT_EPOCHS` (30) may be fewer, the same for every row.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from bitwright.graph.weights import weight_steps
 #: step and zero point of codes 0 to 255
 Grid = tuple[float, int]
 
-#: nodes whose products with 64 channels take a quarter of a megabyte
-BLOCK = 1024
+#: nodes whose products with 64 channels take a megabyte, as much as a core's own cache holds
+BLOCK = 4096
 
 
 def padded(channels: int) -> int:
