@@ -23,24 +23,29 @@ class StraightThrough:
 
     Args:
         net: what is trained.
-        rate: of the copy, and of coordinates, both relative to the mean size of coordinates.
+        rate: of the copy, relative to the mean size of coordinates.
+        coordinates_rate: of coordinates, likewise; None: the same.
         other_rate: of the parameters that are no bases.
     """
 
-    def __init__(self, net: Multibit, rate: float = 1e-2, *, other_rate: float = 1e-3) -> None:
-        self.net = net
-        self.coordinates = LossAware(net, "coordinates", rate, other_rate=other_rate)
+    def __init__(
+        self,
+        net: Multibit,
+        rate: float = 1e-2,
+        *,
+        coordinates_rate: float | None = None,
+        other_rate: float = 1e-3,
+    ) -> None:
+        self.net, self.rate, self._whole = net, rate, rate
+        own = rate if coordinates_rate is None else coordinates_rate
+        self.coordinates = LossAware(net, "coordinates", own, other_rate=other_rate)
         self.latent = {name: net[name].grouping.cut(net[name].weight()).clone()
                        for name in net.names}  # fmt: skip
         self.moments = {name: Moments() for name in net.names}
 
-    @property
-    def rate(self) -> float:
-        """Of the copy and of coordinates, now."""
-        return self.coordinates.rate
-
     def anneal(self, left: float) -> None:
         """Set all rates to this share of what they were made with, from 0 to 1."""
+        self.rate = self._whole * left
         self.coordinates.anneal(left)
 
     @torch.no_grad()

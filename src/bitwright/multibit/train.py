@@ -41,7 +41,8 @@ class Recipe:
         straight: straight-through epochs at the end; 0 for none.
         final: epochs of coordinates after all.
         batch: rows in a step.
-        rate: of coordinates and of the float copy, relative to the mean coordinate of a layer.
+        rate: of coordinates, relative to the mean coordinate of a layer.
+        straight_rate: of the float copy, likewise.
         bases_rate: of bases, likewise.
         other_rate: of biases and batch-norm. All rates fall linearly over the steps, to zero.
         share: of a layer's coordinates that one removal may take.
@@ -58,6 +59,7 @@ class Recipe:
     final: int = 1
     batch: int = 128
     rate: float = 1e-2
+    straight_rate: float = 1e-2
     bases_rate: float = 0.1
     other_rate: float = 1e-3
     share: float = 0.1
@@ -169,7 +171,9 @@ def _resumed(run: _Run, path: Path, plan: list[tuple[str, int, bool]]) -> _Run:
 
 def _optimizer(net: Multibit, what: str, r: Recipe) -> LossAware | StraightThrough:
     if what == "straight":
-        return StraightThrough(net, r.rate, other_rate=r.other_rate)
+        return StraightThrough(
+            net, r.straight_rate, coordinates_rate=r.rate, other_rate=r.other_rate
+        )
     domain = "bases" if what == "bases" else "coordinates"
     rate = r.bases_rate if what == "bases" else r.rate
     return LossAware(net, domain, rate, other_rate=r.other_rate)

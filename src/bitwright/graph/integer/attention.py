@@ -106,9 +106,9 @@ def _pack(count: Any, found: Any, peak: Any, each: Any, words: Any, added: Any) 
     """
     for h in range(len(added)):
         rate = np.float32(255) / peak[h]
-        many = 0
+        many: Any = 0
         for g in range((count + 3) // 4):
-            word = 0
+            word: Any = 0
             for e in range(4 * g, min(4 * g + 4, count)):
                 k = np.int32(np.rint(found[e, h] * rate))
                 many += k
