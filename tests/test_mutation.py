@@ -37,7 +37,7 @@ def test_every_mutant_is_another_program(name: str):
     for index in range(0, count, 17):
         found = mutation.mutant(file, index)
         assert found.source != same and compile(found.source, name, "exec")
-        assert found.name.startswith(f"{name}:") and found.line > 0
+        assert found.name.startswith(f"{name}:") and found.lines[0] > 0
 
 
 def test_the_same_seed_draws_the_same_mutants_of_the_packages_asked_for():
@@ -45,3 +45,11 @@ def test_the_same_seed_draws_the_same_mutants_of_the_packages_asked_for():
     assert first == [m.name for m in mutation.drawn(3, 7, ("arith",))]
     assert all(name.startswith("arith/") for name in first) and len(set(first)) == 3
     assert first != [m.name for m in mutation.drawn(3, 8, ("arith",))]
+
+
+def test_what_is_called_equivalent_is_still_there():
+    for file, code, kind in mutation.EQUIVALENT:
+        tree = ast.parse((mutation.ROOT / "src" / "bitwright" / file).read_text())
+        found = [ast.unparse(node) for node, done, _ in mutation.sites(tree) if done == kind]
+        assert code in found, (file, code, kind)
+        assert mutation.EQUIVALENT[file, code, kind]

@@ -1,0 +1,277 @@
+"""Fast tests in forks of a warm process: once to note which lines each reaches, then as asked.
+
+A fork has torch, pytest and the rest imported already, and imports only our own package and tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+#: without -x: the first run goes on
+WORDS = ["-q", "-m", "not slow and not data", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+OWN = ("bitwright", "tests", "pipeline", "conftest", "mutants", "small", "pair")
+
+
+def forked(job: Callable[[], int], cpu_s: float, wall_s: float) -> tuple[str, float]:
+    """What became of `job` in a fork (`0` … its exit code, or `timeout`), and its seconds.
+
+    The limit that counts is processor time, which a busy machine does not change; the other one is
+    for what waits for ever.
+    """
+    begun = time.perf_counter()
+    pid = os.fork()
+    if not pid:
+        code = 70
+        try:
+            os.setpgid(0, 0)
+            limit = int(cpu_s) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+            code = job()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    said = "timeout"
+    while time.perf_counter() - begun < wall_s:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            said = "timeout" if code in (-signal.SIGXCPU, -signal.SIGKILL) else str(code)
+            break
+        time.sleep(0.02)
+    else:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):  # what it has left running
+        os.killpg(pid, signal.SIGKILL)
+    return said, time.perf_counter() - begun
+
+
+def _settle(source: Path, said: Path) -> None:
+    """In a fork: take the package from `source`, print to `said`, find examples quickly."""
+    from hypothesis import Phase, settings
+
+    # no database: what one mutant fails on is not tried on the next; and no shrinking
+    settings.register_profile(
+        "mutants", database=None, derandomize=True, phases=(Phase.explicit, Phase.generate)
+    )
+    settings.load_profile("mutants")
+    os.chdir(ROOT)
+    sys.path.insert(0, str(source))
+    os.environ.update(PYTHONPATH=str(source), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+
+
+class Noting:
+    """Tells coverage which test runs, and keeps the processor seconds of each."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+        self.seconds: dict[str, float] = {}
+        self.failed: list[str] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        begun = time.process_time()
+        # a fixture of a whole file is set up by the file's first test alone: the file needs it
+        self.found.switch_context(f"{item.nodeid.partition('::')[0]}|setup")
+        result = yield
+        self.seconds[item.nodeid] = round(time.process_time() - begun, 4)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Any:
+        self.found.switch_context(item.nodeid)
+        try:
+            return (yield)
+        finally:
+            self.found.switch_context(f"{item.nodeid.partition('::')[0]}|setup")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+class Only:
+    """Runs the tests in `ranks`, in that order, and then the others of whole files."""
+
+    def __init__(self, ranks: dict[str, int], whole: set[str]) -> None:
+        self.ranks, self.whole = ranks, whole
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        here = [i for i in items
+                if i.nodeid in self.ranks or i.nodeid.partition("::")[0] in self.whole]  # fmt: skip
+        items[:] = sorted(here, key=lambda i: self.ranks.get(i.nodeid, len(self.ranks)))
+
+
+@dataclass
+class Reached:
+    """What a run of the unchanged package found.
+
+    Attributes:
+        lines: file under `src/bitwright` → line → tests (`path|setup`: a fixture of that file).
+        seconds: test → its processor seconds.
+        digests: test file → SHA-256 of it, and of each source file.
+    """
+
+    lines: dict[str, dict[str, list[str]]]
+    seconds: dict[str, float]
+    digests: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> Reached:
+        return cls(**json.loads(path.read_text()))
+
+    def moved(self) -> bool:
+        """Whether a source file is another one since: its lines no longer hold."""
+        sources = [f for f in self.digests if f.startswith("src/")]
+        return any(not (ROOT / f).is_file() or digest(ROOT / f) != self.digests[f] for f in sources)
+
+    def changed(self, paths: list[str]) -> list[str]:
+        """Test files under `paths` that are new or other ones since."""
+        found = [f for p in paths for f in sorted((ROOT / p).glob("test_*.py")) or [ROOT / p]]
+        names = [str(f.relative_to(ROOT)) for f in found]
+        return [n for n in names if self.digests.get(n) != digest(ROOT / n)]
+
+    def tests(self, file: str, lines: Iterable[int]) -> list[str]:
+        """The tests that reach one of these lines of a file; of any line if none reaches these.
+
+        Lines that run at import, and those of compiled kernels, are in no test.
+        """
+        places = self.lines.get(file, {})
+        found = {t for line in lines for t in places.get(str(line), ())}
+        if not found:
+            found = {t for tests in places.values() for t in tests}
+        whole = {t.partition("|")[0] for t in found if t.endswith("|setup")}
+        stem = Path(file).stem
+        chosen = [t for t in self.seconds if t in found or t.partition("::")[0] in whole]
+        files: dict[str, list[str]] = {}
+        for test in sorted(chosen, key=lambda t: self.seconds[t]):
+            files.setdefault(test.partition("::")[0], []).append(test)
+
+        def rank(path: str) -> tuple[bool, float]:
+            spent = sum(self.seconds[t] for t in files[path])
+            return stem not in Path(path).stem, spent / len(files[path])
+
+        return [t for path in sorted(files, key=rank) for t in files[path]]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def warm() -> None:
+    """Import here what a run of a test imports from others."""
+    scratch = ROOT / "build" / "mutants"
+    scratch.mkdir(parents=True, exist_ok=True)
+    names = scratch / "modules"
+
+    def look() -> int:
+        _settle(ROOT / "src", scratch / "warm.log")
+        pytest.main([*WORDS, "--collect-only", "-p", "_hypothesispytest", "tests"])
+        theirs = [n for n in sys.modules if n.partition(".")[0] not in OWN]
+        names.write_text("\n".join(theirs))
+        return 0
+
+    forked(look, 600, 3600)
+    for name in names.read_text().splitlines():
+        if name.startswith(("test_", "__", "benchmarks", "examples")) or "drills" in name:
+            continue
+        with contextlib.suppress(BaseException):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def reached(paths: list[str], packages: tuple[str, ...], data: Path) -> Reached:
+    """Run the tests of `paths` on the unchanged package, under coverage into the file `data`."""
+    kept = data.with_suffix(".json")
+
+    def look() -> int:
+        import coverage
+
+        _settle(ROOT / "src", data.with_suffix(".log"))
+        found = coverage.Coverage(data_file=str(data), branch=True, source_pkgs=["bitwright"])
+        found.start()
+        noting = Noting(found)
+        code = int(pytest.main([*WORDS, "-p", "_hypothesispytest", *paths], plugins=[noting]))
+        found.stop()
+        found.save()
+        kept.write_text(json.dumps([noting.seconds, noting.failed]))
+        return code
+
+    said, _ = forked(look, 3600, 7200)
+    if said != "0":
+        raise RuntimeError(f"the unchanged package fails its tests: {data.with_suffix('.log')}")
+    import coverage
+
+    held = coverage.CoverageData(basename=str(data))
+    held.read()
+    base = ROOT / "src" / "bitwright"
+    lines: dict[str, dict[str, list[str]]] = {}
+    for package in packages:
+        for path in sorted((base / package).glob("*.py")):
+            places = held.contexts_by_lineno(str(path))
+            name = str(path.relative_to(base))
+            lines[name] = {str(n): sorted(filter(None, t)) for n, t in places.items()}
+    seconds, _ = json.loads(kept.read_text())
+    files = {t.partition("::")[0] for t in seconds} | {f"src/bitwright/{n}" for n in lines}
+    result = Reached(lines, seconds, {f: digest(ROOT / f) for f in sorted(files)})
+    result.save(kept)
+    return result
+
+
+def fails(source: Path, tests: list[str], whole: list[str], seconds: float) -> tuple[str, float]:
+    """Whether one of these tests fails on the package in `source`: `1`; `0`: none; `timeout`.
+
+    Args:
+        source: the folder that holds `bitwright`.
+        tests: test ids, in the order in which they run.
+        whole: files of which all tests run, after them.
+        seconds: of the processor that they take on the unchanged package.
+    """
+    files = list(dict.fromkeys([*(t.partition("::")[0] for t in tests), *whole]))
+    ranks = {t: i for i, t in enumerate(tests)}
+    plugins = [Only(ranks, set(whole))]
+
+    def look() -> int:
+        _settle(source, ROOT / "build" / "mutants" / "last.log")
+        words = [*WORDS, "-x", "-p", "_hypothesispytest", *files]
+        return int(pytest.main(words, plugins=plugins))
+
+    limit = 20 + 4 * seconds
+    return forked(look, limit, 20 * limit)
+
+
+def copied(to: Path) -> Path:
+    """A copy of the package to put mutants into, compiled."""
+    import compileall
+
+    shutil.copytree(ROOT / "src" / "bitwright", to / "bitwright",
+                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    compileall.compile_dir(str(to), quiet=2)
+    return to
