@@ -29,8 +29,10 @@ from forked_tests import ROOT, Reached
 PACKAGES = ("curvature", "allocate", "arith")
 #: their fast tests; those of `arith.feedback` stand beside the stage that uses it
 CORE = [*(f"tests/{name}" for name in PACKAGES), "tests/quantize/test_feedback.py"]
-#: (file, code, what is done to it) of mutants that compute the same, with the reason
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+#: of defaults, which are set where no test is seen to reach them
+SIGNATURES = "tests/test_signatures.py"
+#: (file, line of code, column in it, what is done) of mutants that compute the same: the reason
+EQUIVALENT: dict[tuple[str, str, int, str], str] = {}
 
 COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -51,12 +53,13 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed node: its lines, its code, what was done, and the whole file's new source."""
+    """One changed node: lines, their first one's text, the column in it, and the new source."""
 
     file: Path
     index: int
     lines: tuple[int, int]
     code: str
+    column: int
     kind: str
     source: str
 
@@ -66,9 +69,9 @@ class Mutant:
         return f"{self.file}:{self.lines[0]}#{self.index}:{self.kind}"
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, int, str]:
         """As in `EQUIVALENT`: it stays when lines move."""
-        return str(self.file), self.code, self.kind
+        return str(self.file), self.code, self.column, self.kind
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -131,6 +134,9 @@ def _computing(tree: ast.Module) -> Iterator[ast.AST]:
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp):
             if isinstance(node.value.op, ast.BitOr):  # an alias of types
                 dead = [node.value]
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+            if getattr(node.value.value, "id", "") in ("tuple", "list", "dict", "Callable"):
+                dead = [node.value]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "cast"):
             dead = [node]
         for part in dead:
@@ -158,12 +164,16 @@ def sites(tree: ast.Module) -> list[tuple[ast.AST, str, ast.AST]]:
 
 def mutant(file: Path, index: int) -> Mutant:
     """One mutant of a file under `src/bitwright`."""
-    tree = ast.parse((ROOT / "src" / "bitwright" / file).read_text())
+    text = (ROOT / "src" / "bitwright" / file).read_text()
+    tree = ast.parse(text)
     old, kind, new = sites(tree)[index]
-    code = ast.unparse(old)
     place = (getattr(old, "lineno", 0), getattr(old, "end_lineno", 0))
+    line = text.splitlines()[place[0] - 1]
+    # ast counts bytes
+    column = len(line.encode()[: getattr(old, "col_offset", 0)].decode())
+    column -= len(line) - len(line.lstrip())
     made = ast.fix_missing_locations(_Replace(old, new).visit(tree))
-    return Mutant(file, index, place, code, kind, ast.unparse(made))
+    return Mutant(file, index, place, line.strip(), column, kind, ast.unparse(made))
 
 
 def drawn(count: int, seed: int, packages: tuple[str, ...]) -> list[Mutant]:
@@ -188,14 +198,11 @@ def drawn(count: int, seed: int, packages: tuple[str, ...]) -> list[Mutant]:
 
 
 def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, int]:
-    """`killed`, `survived`, `timeout` (which counts as killed) or `unreached` (as survived);
-    seconds, and how many tests were asked."""
+    """`killed`, `survived` or `timeout` (which counts as killed); seconds; tests that were asked."""
     tests = reached.tests(str(mutant.file), range(mutant.lines[0], mutant.lines[1] + 1))
     # what has changed since the lines were noted may reach anything
-    new = [f for f in reached.changed(CORE) if f not in tests]
-    if not tests and not new:
-        return "unreached", 0.0, 0
-    cost = sum(reached.seconds[t] for t in tests) + 60 * len(new)
+    new = [SIGNATURES, *reached.changed(CORE)]
+    cost = sum(reached.seconds[t] for t in tests) + 30 * (len(new) - 1)
     target = copied / "bitwright" / mutant.file
     original = target.read_text()
     for compiled in target.parent.glob(f"__pycache__/{target.stem}.*"):
@@ -210,13 +217,11 @@ def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, i
     return said, seconds, len(tests)
 
 
-def noted(packages: tuple[str, ...], fresh: bool) -> Reached:
-    """Which test reaches which line, from an earlier run if its sources are still the same."""
+def noted(fresh: bool) -> Reached:
+    """Which test reaches which line, from an earlier run if there is one."""
     place = ROOT / "build" / "mutants" / "coverage.json"
     if place.is_file() and not fresh:
-        found = Reached.load(place)
-        if not found.moved() and set(packages) <= {n.partition("/")[0] for n in found.lines}:
-            return found
+        return Reached.load(place)
     return forked_tests.reached(CORE, PACKAGES, place.with_suffix(""))
 
 
@@ -241,14 +246,14 @@ def main() -> None:
     if given.out and given.out.is_file():
         rows = [json.loads(line) for line in given.out.read_text().splitlines()]
         done = {row["mutant"]: row for row in rows}
-    forked_tests.warm()
-    reached = noted(packages, given.fresh)
-    count = dict.fromkeys(("killed", "timeout", "survived", "unreached"), 0)
+    forked_tests.warm(CORE)
+    reached = noted(given.fresh)
+    count = dict.fromkeys(("killed", "timeout", "survived"), 0)
     with tempfile.TemporaryDirectory() as scratch:
         copied = forked_tests.copied(Path(scratch))
         for mutant in chosen:
             row = done.get(mutant.name)
-            if row is None or (given.again and row["outcome"] in ("survived", "unreached")):
+            if row is None or (given.again and row["outcome"] == "survived"):
                 said, seconds, tests = tried(mutant, copied, reached)
                 row = {"mutant": mutant.name, "code": mutant.code, "outcome": said, "tests": tests,
                        "seconds": round(seconds, 1)}  # fmt: skip
