@@ -126,55 +126,71 @@ class Only:
 
 
 @dataclass
-class Reached:
-    """What a run of the unchanged package found.
+class Piece:
+    """What a run of one test file on the unchanged package found.
 
     Attributes:
-        lines: file under `src/bitwright` → line → tests (`path|setup`: a fixture of that file).
-        seconds: test → its processor seconds.
-        digests: test file → SHA-256 of it, and of each source file.
+        path: the test file; digest: its SHA-256.
+        lines: file under `src/bitwright` → line → tests (`path|setup`: a fixture of the file).
+        seconds: test that passes → its processor seconds; failed: the others.
+        sources: file under `src/bitwright` → SHA-256.
     """
 
+    path: str
+    digest: str
     lines: dict[str, dict[str, list[str]]]
     seconds: dict[str, float]
-    digests: dict[str, str]
+    failed: list[str]
+    sources: dict[str, str]
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)))
+    def tests(self, file: str, lines: Iterable[int]) -> set[str] | None:
+        """Tests that reach one of these lines of a file; None: their places are not known."""
+        if self.sources.get(file) != digest(ROOT / "src" / "bitwright" / file):
+            return None
+        places = self.lines.get(file, {})
+        return self._whole({t for line in lines for t in places.get(str(line), ())})
 
-    @classmethod
-    def load(cls, path: Path) -> Reached:
-        return cls(**json.loads(path.read_text()))
+    def users(self, file: str) -> set[str]:
+        """Tests that reach any line of a file."""
+        return self._whole({t for tests in self.lines.get(file, {}).values() for t in tests})
 
-    def changed(self, paths: list[str]) -> list[str]:
-        """Test files under `paths` that are new or other ones since."""
-        found = [f for p in paths for f in sorted((ROOT / p).glob("test_*.py")) or [ROOT / p]]
-        names = [str(f.relative_to(ROOT)) for f in found]
-        return [n for n in names if self.digests.get(n) != digest(ROOT / n)]
+    def _whole(self, found: set[str]) -> set[str]:
+        if f"{self.path}|setup" in found:  # a fixture that any of them may need
+            return set(self.seconds)
+        return found & self.seconds.keys()
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Which tests reach which lines: what all test files found."""
+
+    pieces: list[Piece]
 
     def tests(self, file: str, lines: Iterable[int]) -> list[str]:
         """The tests that reach one of these lines of a file; any line of it if none reaches these.
 
         Lines that run at import, and those of compiled kernels, are in no test; those of a file
-        that has changed since are not where they were.
+        that has changed since are not where they were. Cheap ones come first, and those of the
+        file named for the module before others.
         """
-        places, source = self.lines.get(file, {}), f"src/bitwright/{file}"
-        lines = lines if self.digests.get(source) == digest(ROOT / source) else ()
-        found = {t for line in lines for t in places.get(str(line), ())}
-        if not found:
-            found = {t for tests in places.values() for t in tests}
-        whole = {t.partition("|")[0] for t in found if t.endswith("|setup")}
-        stem = Path(file).stem
-        chosen = [t for t in self.seconds if t in found or t.partition("::")[0] in whole]
-        files: dict[str, list[str]] = {}
-        for test in sorted(chosen, key=lambda t: self.seconds[t]):
-            files.setdefault(test.partition("::")[0], []).append(test)
+        by_line = {p.path: p.tests(file, lines) for p in self.pieces}
+        if not any(by_line.values()):
+            by_line = dict.fromkeys(by_line)
+        chosen: list[tuple[bool, float, list[str]]] = []
+        for piece in self.pieces:
+            known = by_line[piece.path]
+            found = piece.users(file) if known is None else known
+            if found:
+                ordered = sorted(found, key=lambda t, p=piece: (p.seconds[t], t))
+                other = Path(file).stem not in Path(piece.path).stem
+                mean = sum(piece.seconds[t] for t in found) / len(found)
+                chosen.append((other, mean, ordered))
+        return [t for _, _, tests in sorted(chosen) for t in tests]
 
-        def rank(path: str) -> tuple[bool, float]:
-            spent = sum(self.seconds[t] for t in files[path])
-            return stem not in Path(path).stem, spent / len(files[path])
-
-        return [t for path in sorted(files, key=rank) for t in files[path]]
+    def seconds(self, tests: Iterable[str]) -> float:
+        """Processor seconds that tests take."""
+        known = {t: s for p in self.pieces for t, s in p.seconds.items()}
+        return sum(known[t] for t in tests)
 
 
 def digest(path: Path) -> str:
@@ -205,50 +221,67 @@ def warm(paths: list[str]) -> None:
     gc.freeze()
 
 
-def reached(paths: list[str], packages: tuple[str, ...], data: Path) -> Reached:
-    """Run the tests of `paths` on the unchanged package, under coverage into the file `data`."""
+def test_files(paths: Iterable[str]) -> list[str]:
+    """The test files that paths under the root are or hold."""
+    found = [f for p in paths for f in sorted((ROOT / p).glob("test_*.py")) or [ROOT / p]]
+    return [str(f.relative_to(ROOT)) for f in found]
+
+
+def reached(paths: list[str], packages: tuple[str, ...]) -> Reached:
+    """Run the test files of `paths` on the unchanged package under coverage, one after the other.
+
+    What is found stays in `build/mutants`: a file that has not changed is not run again. A run that
+    is stopped goes on where it was.
+    """
+    place = ROOT / "build" / "mutants"
+    pieces = []
+    for path in test_files(paths):
+        kept = place / f"{path.replace('/', '-').removesuffix('.py')}.json"
+        piece = Piece(**json.loads(kept.read_text())) if kept.is_file() else None
+        if piece is None or piece.digest != digest(ROOT / path):
+            piece = _noted(path, packages, kept.with_suffix(".coverage"))
+            kept.write_text(json.dumps(asdict(piece)))
+            for test in piece.failed:
+                print(f"fails on the unchanged package: {test}", file=sys.stderr)
+        pieces.append(piece)
+    return Reached(pieces)
+
+
+def _noted(path: str, packages: tuple[str, ...], data: Path) -> Piece:
+    import coverage
+
     times = data.with_suffix(".times")
+    times.unlink(missing_ok=True)
 
     def look() -> int:
-        import coverage
-
         _settle(ROOT / "src", data.with_suffix(".log"))
         found = coverage.Coverage(data_file=str(data), branch=True, source_pkgs=["bitwright"])
         found.start()
         noting = Noting(found)
-        code = int(pytest.main([*WORDS, *paths], plugins=[noting]))
+        code = int(pytest.main([*WORDS, path], plugins=[noting]))
         found.stop()
         found.save()
         times.write_text(json.dumps([noting.seconds, noting.failed]))
         return code
 
     said, _ = forked(look, 3600, 24 * 3600)
-    if said not in ("0", "1"):
-        raise RuntimeError(f"the tests of the unchanged package: {said}, see {times}")
-    return noted(packages, data)
-
-
-def noted(packages: tuple[str, ...], data: Path) -> Reached:
-    """What :func:`reached` left in files; a test that fails on the unchanged package is out."""
-    import coverage
-
+    if said not in ("0", "1") or not times.is_file():
+        raise RuntimeError(f"{path} on the unchanged package: {said}; see {data}")
     held = coverage.CoverageData(basename=str(data))
     held.read()
     base = ROOT / "src" / "bitwright"
     lines: dict[str, dict[str, list[str]]] = {}
     for package in packages:
-        for path in sorted((base / package).glob("*.py")):
-            places = held.contexts_by_lineno(str(path))
-            name = str(path.relative_to(base))
-            lines[name] = {str(n): sorted(filter(None, t)) for n, t in places.items()}
-    seconds, failed = json.loads(data.with_suffix(".times").read_text())
-    for test in failed:
-        print(f"fails on the unchanged package: {test}", file=sys.stderr)
-        seconds.pop(test, None)
-    files = {t.partition("::")[0] for t in seconds} | {f"src/bitwright/{n}" for n in lines}
-    result = Reached(lines, seconds, {f: digest(ROOT / f) for f in sorted(files)})
-    result.save(data.with_suffix(".json"))
-    return result
+        for source in sorted((base / package).glob("*.py")):
+            places = held.contexts_by_lineno(str(source))
+            name = str(source.relative_to(base))
+            lines[name] = {
+                str(n): found for n, t in places.items() if (found := sorted(filter(None, t)))
+            }
+    seconds, failed = json.loads(times.read_text())
+    passed = {t: s for t, s in seconds.items() if t not in failed}
+    sources = {n: digest(base / n) for n in lines}
+    return Piece(path, digest(ROOT / path), lines, passed, failed, sources)
 
 
 def fails(source: Path, tests: list[str], whole: list[str], seconds: float) -> tuple[str, float]:

@@ -2,13 +2,13 @@
 
     python tests/mutation.py --mutants 300 --out build/mutants/rows.jsonl
 
-Runs the fast tests of the three packages once under coverage, draws mutants of the source with a
-seed, puts each into a copy of the package, and runs the fast tests that reach its line until one
-fails: the cheapest first, those of the file named for the module before others; all that reach the
-module where no test is seen to reach the line (imports, compiled kernels). Prints a JSON line per
-mutant and a last one with the share killed; with `--out`, a mutant tried there before, with the
-same tests, is not tried again. A mutant that no input can tell from the original (`EQUIVALENT`) is
-not drawn.
+Runs the fast tests of the packages once under coverage, file by file (again where a file has
+changed). Then draws mutants of the source with a seed, puts each into a copy of the package, and
+runs the fast tests that reach its line until one fails: the cheapest first, those of the file named
+for the module before others; all that reach the module where no test is seen to reach the line
+(imports, compiled kernels). Prints a JSON line per mutant, and a last one with the share killed.
+With `--out`, a mutant tried there before is not tried again. A mutant that no input can tell from
+the original (`EQUIVALENT`) is not drawn.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import hashlib
 import json
 import random
 import tempfile
@@ -27,8 +28,8 @@ import forked_tests
 from forked_tests import ROOT, Reached
 
 PACKAGES = ("curvature", "allocate", "arith")
-#: their fast tests; those of `arith.feedback` stand beside the stage that uses it
-CORE = [*(f"tests/{name}" for name in PACKAGES), "tests/quantize/test_feedback.py"]
+#: fast tests of theirs that stand elsewhere, beside the stage that uses what they test
+ELSEWHERE = {"arith": ["tests/quantize/test_feedback.py"]}
 #: of defaults, which are set where no test is seen to reach them
 SIGNATURES = "tests/test_signatures.py"
 #: (file, line of code, column in it, what is done) of mutants that compute the same: the reason
@@ -67,6 +68,11 @@ class Mutant:
     def name(self) -> str:
         """file:line#place:kind."""
         return f"{self.file}:{self.lines[0]}#{self.index}:{self.kind}"
+
+    @property
+    def digest(self) -> str:
+        """Of the whole changed file: a later version of it is another mutant."""
+        return hashlib.sha256(self.source.encode()).hexdigest()[:16]
 
     @property
     def key(self) -> tuple[str, str, int, str]:
@@ -198,11 +204,8 @@ def drawn(count: int, seed: int, packages: tuple[str, ...]) -> list[Mutant]:
 
 
 def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, int]:
-    """`killed`, `survived` or `timeout` (which counts as killed); seconds; tests that were asked."""
+    """`killed`, `survived` or `timeout` (counts as killed); seconds; how many tests were asked."""
     tests = reached.tests(str(mutant.file), range(mutant.lines[0], mutant.lines[1] + 1))
-    # what has changed since the lines were noted may reach anything
-    new = [SIGNATURES, *reached.changed(CORE)]
-    cost = sum(reached.seconds[t] for t in tests) + 30 * (len(new) - 1)
     target = copied / "bitwright" / mutant.file
     original = target.read_text()
     for compiled in target.parent.glob(f"__pycache__/{target.stem}.*"):
@@ -210,19 +213,11 @@ def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, i
     target.write_text(mutant.source)
     try:
         # 1: a test failed; 2 to 4: the mutant cannot even be imported
-        code, seconds = forked_tests.fails(copied, tests, new, cost)
+        code, seconds = forked_tests.fails(copied, tests, [SIGNATURES], reached.seconds(tests))
     finally:
         target.write_text(original)
     said = {"0": "survived", "5": "survived", "timeout": "timeout"}.get(code, "killed")
     return said, seconds, len(tests)
-
-
-def noted(fresh: bool) -> Reached:
-    """Which test reaches which line, from an earlier run if there is one."""
-    place = ROOT / "build" / "mutants" / "coverage.json"
-    if place.is_file() and not fresh:
-        return Reached.load(place)
-    return forked_tests.reached(CORE, PACKAGES, place.with_suffix(""))
 
 
 def main() -> None:
@@ -234,7 +229,6 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="draw them only")
     parser.add_argument("--out", type=Path, help="a file for the rows; those in it are not redone")
     parser.add_argument("--again", action="store_true", help="redo what survived in --out")
-    parser.add_argument("--fresh", action="store_true", help="note anew which test reaches what")
     given = parser.parse_args()
     packages = tuple(given.packages.split(","))
     chosen = drawn(given.mutants, given.seed, packages)
@@ -245,18 +239,19 @@ def main() -> None:
     done = {}
     if given.out and given.out.is_file():
         rows = [json.loads(line) for line in given.out.read_text().splitlines()]
-        done = {row["mutant"]: row for row in rows}
-    forked_tests.warm(CORE)
-    reached = noted(given.fresh)
+        done = {(row["mutant"], row["digest"]): row for row in rows}
+    paths = [p for name in packages for p in (f"tests/{name}", *ELSEWHERE.get(name, []))]
+    forked_tests.warm(paths)
+    reached = forked_tests.reached(paths, PACKAGES)
     count = dict.fromkeys(("killed", "timeout", "survived"), 0)
     with tempfile.TemporaryDirectory() as scratch:
         copied = forked_tests.copied(Path(scratch))
         for mutant in chosen:
-            row = done.get(mutant.name)
+            row = done.get((mutant.name, mutant.digest))
             if row is None or (given.again and row["outcome"] == "survived"):
                 said, seconds, tests = tried(mutant, copied, reached)
                 row = {"mutant": mutant.name, "code": mutant.code, "outcome": said, "tests": tests,
-                       "seconds": round(seconds, 1)}  # fmt: skip
+                       "digest": mutant.digest, "seconds": round(seconds, 1)}  # fmt: skip
                 if given.out:
                     given.out.parent.mkdir(parents=True, exist_ok=True)
                     with given.out.open("a") as file:
