@@ -74,7 +74,7 @@ audit: env
 	$(BIN)/python -m pip check
 	$(BIN)/python .ci/audit.py
 
-CORE := tests/curvature tests/allocate tests/arith
+CORE := tests/curvature tests/allocate tests/arith tests/quantize/test_feedback.py
 coverage: env
 	@mkdir -p build/coverage
 	$(BIN)/python -m coverage run -m pytest $(CORE) -m "not slow" $(PYTEST_ARGS)

@@ -220,6 +220,15 @@ def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, i
     return said, seconds, len(tests)
 
 
+def unchanged(copied: Path, chosen: list[Mutant], reached: Reached) -> None:
+    """Refuse to count if the tests of a mutant fail on the copy without it too."""
+    for mutant in {m.file.parts[0]: m for m in chosen}.values():  # one of each package
+        tests = reached.tests(str(mutant.file), range(mutant.lines[0], mutant.lines[1] + 1))
+        code, _ = forked_tests.fails(copied, tests, [SIGNATURES], reached.seconds(tests))
+        if code != "0":
+            raise RuntimeError(f"tests of {mutant.file} fail on the copy of the package ({code})")
+
+
 def main() -> None:
     """Try the mutants, print what became of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -246,6 +255,7 @@ def main() -> None:
     count = dict.fromkeys(("killed", "timeout", "survived"), 0)
     with tempfile.TemporaryDirectory() as scratch:
         copied = forked_tests.copied(Path(scratch))
+        unchanged(copied, chosen, reached)
         for mutant in chosen:
             row = done.get((mutant.name, mutant.digest))
             if row is None or (given.again and row["outcome"] == "survived"):
