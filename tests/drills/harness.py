@@ -30,7 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 
-from bitwright.pipeline import run as stages  # noqa: E402
 from pipeline import tiny  # noqa: E402
 
 torch.set_num_threads(1)
@@ -180,7 +179,7 @@ class Drill:
     def warm(self) -> None:
         """Run everything once in this process, so that forks have it imported and compiled."""
         if not self.whole:
-            stages.preflight = tiny.Remembered(stages.preflight)
+            tiny.stages.preflight = tiny.Remembered(tiny.stages.preflight)
         out = self.folder()
         with contextlib.redirect_stdout(io.StringIO()):
             assert tiny.call(*self.words("compress", out, **COMPRESS)) == 0
