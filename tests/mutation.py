@@ -33,7 +33,20 @@ ELSEWHERE = {"arith": ["tests/quantize/test_feedback.py"]}
 #: of defaults, which are set where no test is seen to reach them
 SIGNATURES = "tests/test_signatures.py"
 #: (file, line of code, column in it, what is done) of mutants that compute the same: the reason
-EQUIVALENT: dict[tuple[str, str, int, str], str] = {}
+EQUIVALENT: dict[tuple[str, str, int, str], str] = {
+    (
+        "curvature/row_squares.py",
+        "floats = groups * (positions * fan_in + (positions**2 if grams else r * fan_in))",
+        52,
+        "2+1",
+    ): "only how many rows are multiplied at once; tests/curvature/test_chunks.py: any number does",
+    (
+        "curvature/row_squares.py",
+        "fan_in = inputs(placed, slice(0, 1)).shape[-1]",
+        33,
+        "1+1",
+    ): "one row more or less: only the last axis is looked at",
+}
 
 COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
