@@ -162,8 +162,8 @@ def _once(quick: bool, key: str, make: Callable[[], dict[str, Any]]) -> dict[str
 
 def recipe_of(bits: float, epochs: int, seed: int) -> Recipe:
     """Of ResNet-20: as many epochs as its rivals have."""
-    loops = max(1, epochs // 6)
-    straight = (epochs - 3 * loops) * 2 // 3
+    loops = max(1, epochs // 8)
+    straight = max(0, epochs - 3 * loops - 1)
     return Recipe(bits=bits, loops=loops, straight=straight, final=epochs - 3 * loops - straight,
                   seed=seed)  # fmt: skip
 

@@ -113,7 +113,8 @@ def graphs(dataset: str, file: str) -> Callable[[Rows, bool], None]:
             data = labelled(path, fold, 0)
             hidden = 64 if dataset == "reddit" else 32
             form = Form("gin", data.train[0].x.shape[1], hidden, 2, layers, graphs=True)
-            recipe = Recipe(epochs, decay=0.0, batch=128, judge_every=1, save_every=1)
+            batch = 16 if dataset == "reddit" else 128  # few epochs: many steps in each
+            recipe = Recipe(epochs, decay=0.0, batch=batch, judge_every=1, save_every=1)
             folder = _folder(quick) / f"{dataset}-{epochs}"
             return trained(data, form, recipe, method, folder / f"{method} {fold}.json")
 
