@@ -1,4 +1,4 @@
-"""What Degree-Quant costs in training, what bytes save in inference, and errors by in-degree."""
+"""What Degree-Quant costs in training, and errors by in-degree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch.nn import functional
 from torch_geometric.nn import GATConv, GCNConv, GINConv
 
 from bitwright.graph import DegreeQuant, Form, Scheme, build, load_nodes
-from bitwright.graph.integer import byte_gcn, byte_rows, neighbourhoods, sum_rows
 
 COLOURS = {"gcn": "#0b6", "gin": "#c33", "gat": "#66c"}
 
@@ -70,77 +69,6 @@ def power_law(nodes: int, edges: int, seed: int = 0) -> Tensor:
     ends = rng.choice(nodes, edges, p=share)
     starts = rng.permutation(nodes)[rng.choice(nodes, edges, p=share)]
     return torch.from_numpy(np.stack([starts, ends]))
-
-
-def inference(rows: Rows, quick: bool) -> None:
-    """Sums over neighbours, and a whole GCN, on bytes and in float; one thread."""
-    torch.set_num_threads(1)
-    nodes, count = (10_000, 100_000) if quick else (100_000, 1_000_000)
-    edges = power_law(nodes, count)
-    for channels in (64,) if quick else (16, 64, 128):
-        _sums(rows, quick, edges, nodes, channels)
-    if not quick:  # features in float are larger than any cache
-        _sums(rows, quick, power_law(10 * nodes, 10 * count), 10 * nodes, 64)
-    x = torch.rand(nodes, 64, generator=torch.Generator().manual_seed(0))
-    net = build(Form("gcn", 64, 64, 64, dropout=0.0)).eval()
-    low_bit = DegreeQuant(net, Scheme(8, 8), x, edges).eval()
-    on_bytes = byte_gcn(low_bit, edges, nodes)
-    same = (on_bytes(x).argmax(1) == low_bit(x, edges).argmax(1)).float().mean()
-    whole = _float_gcn(net, edges, nodes)
-    found = in_turns({"bytes": lambda: on_bytes(x), "float": lambda: whole(x)}, 3 if quick else 9)
-    gain = found["float"] / found["bytes"]
-    rows.add(
-        f"GCN of 2 layers, 64 channels, {count:,} edges: float over bytes", gain, ">= 2", gain >= 2,
-        "answers as the fake-quantized network's", float(same), bytes_s=round(found["bytes"], 5),
-    )  # fmt: skip
-
-
-def _sums(rows: Rows, quick: bool, edges: Tensor, nodes: int, channels: int) -> None:
-    """Sums over neighbours alone."""
-    g, count = torch.Generator().manual_seed(0), edges.shape[1]
-    codes = torch.randint(256, (nodes, channels), generator=g, dtype=torch.uint8)
-    x, low = 0.1 * (codes.float() - 100), byte_rows(codes, 0.1, 100)
-    near = neighbourhoods(edges, torch.rand(count, generator=g), nodes)
-    matrix = torch.sparse_csr_tensor(
-        torch.cat([near.starts.long(), torch.tensor([count])]), near.columns.long(),
-        near.coefficients, (nodes, nodes), check_invariants=False,
-    )  # fmt: skip
-    found = in_turns(
-        {
-            "bytes": lambda: sum_rows(low, near),
-            "float": lambda: functional.embedding_bag(
-                near.columns, x, near.starts, mode="sum", per_sample_weights=near.coefficients
-            ),
-            "csr": lambda: matrix @ x,
-        },
-        3 if quick else 15,
-    )
-    best = min(found["float"], found["csr"])
-    gain = best / found["bytes"]
-    rows.add(
-        f"sums over {count:,} edges, {channels} channels: float over bytes", gain, ">= 2",
-        gain >= 2, "torch's sparse CSR over bytes", found["csr"] / found["bytes"],
-        bytes_s=round(found["bytes"], 5), float_s=round(found["float"], 5),
-    )  # fmt: skip
-
-
-def _float_gcn(net: torch.nn.Module, edges: Tensor, nodes: int) -> Callable[[Tensor], Tensor]:
-    """The float network with the same sorted edges and torch's float embedding bag."""
-    from torch_geometric.nn.conv.gcn_conv import gcn_norm
-
-    near = neighbourhoods(*gcn_norm(edges, None, nodes), nodes)
-
-    @torch.no_grad()
-    def answer(x: Tensor) -> Tensor:
-        for i, conv in enumerate(net.convs):
-            x = x.relu_() if i else x
-            x = functional.embedding_bag(
-                near.columns, x @ conv.lin.weight.T, near.starts, mode="sum",
-                per_sample_weights=near.coefficients,
-            ) + conv.bias  # fmt: skip
-        return x
-
-    return answer
 
 
 def degree(rows: Rows, quick: bool) -> None:

@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import networks
 import torch
-from degree_quant_accuracy import HIDDEN
+from degree_quant_accuracy import HIDDEN, node_form
 from harness import Rows
 
 from bitwright.curvature.divergence import per_sample
 from bitwright.graph import (
     DegreeQuant,
-    Form,
     Recipe,
     Scheme,
     build,
@@ -41,7 +40,7 @@ def mixed(rows: Rows, quick: bool) -> None:
 def _compare(rows: Rows, dataset: str, net: str, seeds: range, epochs: int) -> None:
     graph = load_nodes(networks.root() / "graphs" / f"{dataset}.npz")
     data = of_nodes(graph)
-    form = Form(net, graph.x.shape[1], HIDDEN[net], 1 + int(graph.y.max()))
+    form = node_form(net, graph.x.shape[1], 1 + int(graph.y.max()))
     lost: dict[str, list[float]] = {way: [] for way in WAYS}
     right: dict[str, list[float]] = {way: [] for way in ("float", *WAYS)}
     for seed in seeds:

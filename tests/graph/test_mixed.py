@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +37,13 @@ def jacobian(logits: Tensor, of: Tensor) -> Tensor:
     return torch.stack(rows).double()
 
 
+def kinds_of(data: Data, bounds: Sequence[int]) -> list[Tensor]:
+    return [degree_classes(in_degrees(data.edge_index[1], len(data.x)), bounds)]
+
+
 def check_losses() -> None:
     found, data = wrapped(nodes=12)
-    weights, rows = mixed.losses(found, [data], (2,), CHOICES, probes=4000)
+    weights, rows = mixed.losses(found, [data], kinds_of(data, (2,)), CHOICES, probes=4000)
     with torch.enable_grad(), found.in_float() as seen:
         logits = found(data.x, data.edge_index)
     p = logits.detach().double().softmax(1)
@@ -81,8 +86,10 @@ def test_losses_are_the_diagonal_of_the_dense_gauss_newton_matrix():
 def test_the_choice_is_that_of_brute_force():
     found, data = wrapped()
     for mean in (2.0, 3.3, 5.0, 8.0):
-        weights, rows = mixed.losses(found, [data], degree_bounds(
-            in_degrees(data.edge_index[1], 40), 2), CHOICES)  # fmt: skip
+        weights, rows = mixed.losses(
+            found, [data], kinds_of(data, degree_bounds(in_degrees(data.edge_index[1], 40), 2)),
+            CHOICES,
+        )  # fmt: skip
         chosen = mixed.mixed_widths(found, [data], mean, choices=CHOICES, classes=2)
         for items, widths in (
             (weights, list(chosen.weights.values())),
@@ -110,7 +117,7 @@ def test_more_classes_lose_no_more_and_uniform_is_the_worst():
     found, data = wrapped()
 
     def lost(widths: Widths) -> float:
-        _, rows = mixed.losses(found, [data], widths.degrees, (2, 3, 4))
+        _, rows = mixed.losses(found, [data], kinds_of(data, widths.degrees), (2, 3, 4))
         return sum(float(loss.at[widths.sites[s][k] - 2]) for (s, k), loss in rows.items())
 
     one, four = (mixed.mixed_widths(found, [data], 3, choices=(2, 3, 4), classes=k) for k in (1, 4))

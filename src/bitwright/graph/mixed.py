@@ -73,9 +73,10 @@ def mixed_widths(
         raise BitwrightError("there are no graphs to measure on")
     if not choices or mean < choices[0]:
         raise BitwrightError(f"a mean of {mean} bits is below the least of the widths {choices}")
-    targets = [in_degrees(net.targets(g.edge_index), int(g.num_nodes or 0)) for g in graphs]
-    bounds = degree_bounds(torch.cat(targets), classes)
-    weights, rows = losses(net, graphs, bounds, choices, probes=probes, seed=seed)
+    degrees = [in_degrees(net.targets(g.edge_index), int(g.num_nodes or 0)) for g in graphs]
+    bounds = degree_bounds(torch.cat(degrees), classes)
+    kinds = [degree_classes(d, bounds) for d in degrees]
+    weights, rows = losses(net, graphs, kinds, choices, probes=probes, seed=seed)
     found: dict[str, dict[int, int]] = {}
     for (site, k), bits in _chosen(rows, mean, choices).items():
         found.setdefault(site, {})[-1 if k is None else k] = bits
@@ -94,7 +95,7 @@ def mixed_widths(
 def losses(
     net: DegreeQuant,
     graphs: Sequence[Data],
-    bounds: Sequence[int],
+    kinds: Sequence[Tensor],
     choices: Sequence[int],
     *,
     probes: int = 32,
@@ -102,13 +103,16 @@ def losses(
 ) -> tuple[dict[str, Loss], dict[Rows, Loss]]:
     """Of the weights by name, and of the rows of activations by site and class of in-degree.
 
+    Args:
+        kinds: class of each node, int64 [nodes], of each graph.
+
     Cost: a forward and `probes` backward passes for each graph.
     """
     generator = torch.Generator().manual_seed(seed)
     named = {name: net.net.get_parameter(name) for name in net.low_bit}
     squares = {name: torch.zeros_like(w) for name, w in named.items()}
     rows: dict[Rows, Loss] = {}
-    for graph in graphs:
+    for graph, own_kinds in zip(graphs, kinds, strict=True):
         with torch.enable_grad(), net.in_float() as seen:
             logits = answers(net, graph)
         sites = [(site, x) for site, xs in seen.items() for x in xs]
@@ -124,10 +128,8 @@ def losses(
             for total, u in zip([*squares.values(), *own], found, strict=True):
                 if u is not None:
                     total += u.square() / probes
-        degrees = in_degrees(net.targets(graph.edge_index), int(graph.num_nodes or 0))
-        kinds = degree_classes(degrees, bounds)
         for (site, x), square in zip(sites, own, strict=True):
-            _add(rows, site, x.detach(), square, net, kinds, choices)
+            _add(rows, site, x.detach(), square, net, own_kinds, choices)
     weights = {}
     for name, w in named.items():
         at = [_lost(squares[name], round_weights(w.detach(), b) - w.detach()) for b in choices]

@@ -1,0 +1,131 @@
+"""Trained networks of 8 bits on bytes: GCN, GIN, GraphSAGE and GAT of PyTorch Geometric.
+
+What is one number after another on bytes: features are rounded once, products are int8 in int32,
+sums over neighbours are exact in 32 bits, and each pass writes the codes that the next one reads.
+ReLU is the clip to levels that begin at zero, batch-norms are factors of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import global_mean_pool
+from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
+
+from bitwright.errors import BitwrightError
+from bitwright.graph.degree_quant import DegreeQuant
+from bitwright.graph.integer import gat, gcn, gin, sage
+from bitwright.graph.integer.place import Follows, Place, grid_of, linear, normed, relu_grid
+from bitwright.graph.integer.products import Grid, Product, coded
+from bitwright.graph.nets import GraphClassifier, NodeClassifier
+
+#: makers of layers on bytes
+KINDS: dict[type[nn.Module], Callable[[Place], Callable[[Tensor], Tensor]]] = {
+    GCN: gcn.layer,
+    GIN: gin.layer,
+    GraphSAGE: sage.layer,
+    GAT: gat.layer,
+}
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The mean over the nodes of each graph, and two linear layers.
+
+    Attributes:
+        batch: number of each node's graph, int64 [nodes].
+    """
+
+    batch: Tensor
+    grid: Grid
+    first: Product
+    last: Product
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of graphs."""
+        return self.last(self.first(coded(global_mean_pool(x.relu_(), self.batch), self.grid)))
+
+
+@dataclass(frozen=True)
+class ByteNetwork:
+    """Called with features float32 [nodes, inputs] of the graph that it was made for.
+
+    Attributes:
+        grid: of the features.
+        layers: from codes to codes, the last one to floats.
+        readout: of networks for graphs.
+    """
+
+    grid: Grid
+    layers: tuple[Callable[[Tensor], Tensor], ...]
+    readout: Readout | None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits float32 [nodes, classes], or [graphs, classes]."""
+        x = coded(x, self.grid)
+        for layer in self.layers:
+            x = layer(x)
+        return x if self.readout is None else self.readout(x)
+
+
+@torch.no_grad()
+def on_bytes(
+    net: DegreeQuant, edge_index: Tensor, nodes: int, batch: Tensor | None = None
+) -> ByteNetwork:
+    """A trained network on bytes, for one graph or one batch of graphs.
+
+    It answers as `net` does in evaluation mode, but for sums that lie between two levels: the
+    order of additions in float decides there, and one level of a hidden activation is the most
+    that a number then differs by. Activations, weights, messages and coefficients of edges are
+    8-bit, sums 32-bit integers; factors of channels and nodes, attention scores with their softmax,
+    and the mean over a graph's nodes are computed in float.
+
+    Args:
+        net: a GCN, GIN, GraphSAGE or GAT of :func:`bitwright.graph.build`, or of the same form.
+        edge_index: int64 [2, edges], from sources to targets.
+        nodes: their number.
+        batch: number of each node's graph, int64 [nodes], of networks for graphs.
+
+    Raises:
+        BitwrightError: it is another network, or has not 8 bits everywhere.
+    """
+    whole: Any = net.net
+    wrapped, graphs = isinstance(whole, NodeClassifier), isinstance(whole, GraphClassifier)
+    path, body = ("body/", whole.body) if wrapped or graphs else ("", whole)
+    _refuse(net, body)
+    first = grid = grid_of(net, "features" if wrapped else f"{path}convs/0")
+    layers = []
+    for i, conv in enumerate(body.convs):
+        follows = Follows()
+        if i < len(body.convs) - 1:
+            follows = Follows(*normed(body.norms[i]), relu_grid(net, f"{path}dropout"))
+        place = Place(net, f"{path}convs/{i}", conv, edge_index, nodes, grid, follows)
+        layers.append(KINDS[type(body)](place))
+        grid = follows.grid or grid
+    return ByteNetwork(first, tuple(layers), _readout(net, batch, nodes) if graphs else None)
+
+
+def _readout(net: DegreeQuant, batch: Tensor | None, nodes: int) -> Readout:
+    whole: Any = net.net
+    if batch is None:
+        batch = torch.zeros(nodes, dtype=torch.int64)
+    grid, hidden = grid_of(net, "first"), relu_grid(net, "dropout")
+    first = linear(whole.first, grid, Follows(grid=hidden))
+    return Readout(batch, grid, first, linear(whole.last, hidden, Follows()))
+
+
+def _refuse(net: DegreeQuant, body: Any) -> None:
+    if type(body) not in KINDS:
+        names = ", ".join(kind.__name__ for kind in KINDS)
+        raise BitwrightError(f"the network is a {type(body).__name__}; on bytes run {names}")
+    if body.jk_mode is not None or body.act_first or not isinstance(body.act, nn.ReLU):
+        raise BitwrightError(
+            "the network joins its layers, or has no ReLU behind its norms; such are not on bytes"
+        )
+    if (net.scheme.bits, net.scheme.weight_bits) != (8, 8) or net.scheme.widths is not None:
+        raise BitwrightError(f"bits are {net.scheme.bits}; on bytes run networks of 8 everywhere")
