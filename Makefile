@@ -8,7 +8,7 @@
 #   make wheel                  wheel and sdist, tried in an environment of their own outside the sources
 #   make audit                  dependencies that contradict each other, or have known vulnerabilities
 #   make coverage               branches of curvature, allocate and arith that their own tests reach
-#   make mutants                mutants of them that their own tests miss (MUTANTS=300)
+#   make mutants                mutants of them that their own tests miss (MUTANTS=300); goes on where it was stopped
 #   make test PYTEST_ARGS=...   more options for pytest, for example "-m 'not slow'"
 #   make test WORKERS=8         in so many processes at once (2)
 #   make ... PYTHON=python3.12  the Python that the environment is made from
@@ -79,14 +79,14 @@ audit: env
 	$(BIN)/python -m pip check
 	$(BIN)/python .ci/audit.py
 
-CORE := tests/curvature tests/allocate tests/arith
+CORE := tests/curvature tests/allocate tests/arith tests/quantize/test_feedback.py
 coverage: env
 	@mkdir -p build/coverage
 	$(BIN)/python -m coverage run -m pytest $(CORE) -m "not slow" $(PYTEST_ARGS)
 	$(BIN)/python -m coverage report --include='src/bitwright/curvature/*,src/bitwright/allocate/*,src/bitwright/arith/*'
 
 mutants: env
-	$(BIN)/python tests/mutation.py --mutants $(MUTANTS)
+	$(BIN)/python tests/mutation.py --mutants $(MUTANTS) --again --out build/mutants/rows.jsonl
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,11 +1,14 @@
 """Mutation test of the numerical core: small defects in curvature, allocate, arith, one by one.
 
-    python tests/mutation.py --mutants 300
+    python tests/mutation.py --mutants 300 --out build/mutants/rows.jsonl
 
-Draws mutants of the source with a seed, puts each into a copy of the package, and runs that
-package's own fast tests (`tests/<package>`, not slow) on it until one fails. Prints a JSON line per
-mutant and a last one with the share killed. A mutant that no input can tell from the original
-(`EQUIVALENT`) is not drawn.
+Runs the fast tests of the packages once under coverage, file by file (again where a file has
+changed). Then draws mutants of the source with a seed, puts each into a copy of the package, and
+runs the fast tests that reach its line until one fails: the cheapest first, those of the file named
+for the module before others; all that reach the module where no test is seen to reach the line
+(imports, compiled kernels). Prints a JSON line per mutant, and a last one with the share killed.
+With `--out`, a mutant tried there before is not tried again. A mutant that no input can tell from
+the original (`EQUIVALENT`) is not drawn.
 """
 
 from __future__ import annotations
@@ -13,22 +16,37 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import hashlib
 import json
-import os
 import random
-import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import forked_tests
+from forked_tests import ROOT, Reached
+
 PACKAGES = ("curvature", "allocate", "arith")
-#: file:line:kind of mutants that compute the same, with the reason
-EQUIVALENT: dict[str, str] = {}
+#: fast tests of theirs that stand elsewhere, beside the stage that uses what they test
+ELSEWHERE = {"arith": ["tests/quantize/test_feedback.py"]}
+#: of defaults, which are set where no test is seen to reach them
+SIGNATURES = "tests/test_signatures.py"
+#: (file, line of code, column in it, what is done) of mutants that compute the same: the reason
+EQUIVALENT: dict[tuple[str, str, int, str], str] = {
+    (
+        "curvature/row_squares.py",
+        "floats = groups * (positions * fan_in + (positions**2 if grams else r * fan_in))",
+        52,
+        "2+1",
+    ): "only how many rows are multiplied at once; tests/curvature/test_chunks.py: any number does",
+    (
+        "curvature/row_squares.py",
+        "fan_in = inputs(placed, slice(0, 1)).shape[-1]",
+        33,
+        "1+1",
+    ): "one row more or less: only the last axis is looked at",
+}
 
 COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -49,17 +67,30 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed node: where, what was done, and the whole file's new source."""
+    """One changed node: lines, their first one's text, the column in it, and the new source."""
 
     file: Path
-    line: int
+    index: int
+    lines: tuple[int, int]
+    code: str
+    column: int
     kind: str
     source: str
 
     @property
     def name(self) -> str:
-        """file:line:kind."""
-        return f"{self.file}:{self.line}:{self.kind}"
+        """file:line#place:kind."""
+        return f"{self.file}:{self.lines[0]}#{self.index}:{self.kind}"
+
+    @property
+    def digest(self) -> str:
+        """Of the whole changed file: a later version of it is another mutant."""
+        return hashlib.sha256(self.source.encode()).hexdigest()[:16]
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """As in `EQUIVALENT`: it stays when lines move."""
+        return str(self.file), self.code, self.column, self.kind
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -122,6 +153,9 @@ def _computing(tree: ast.Module) -> Iterator[ast.AST]:
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp):
             if isinstance(node.value.op, ast.BitOr):  # an alias of types
                 dead = [node.value]
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+            if getattr(node.value.value, "id", "") in ("tuple", "list", "dict", "Callable"):
+                dead = [node.value]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "cast"):
             dead = [node]
         for part in dead:
@@ -149,10 +183,16 @@ def sites(tree: ast.Module) -> list[tuple[ast.AST, str, ast.AST]]:
 
 def mutant(file: Path, index: int) -> Mutant:
     """One mutant of a file under `src/bitwright`."""
-    tree = ast.parse((ROOT / "src" / "bitwright" / file).read_text())
+    text = (ROOT / "src" / "bitwright" / file).read_text()
+    tree = ast.parse(text)
     old, kind, new = sites(tree)[index]
+    place = (getattr(old, "lineno", 0), getattr(old, "end_lineno", 0))
+    line = text.splitlines()[place[0] - 1]
+    # ast counts bytes
+    column = len(line.encode()[: getattr(old, "col_offset", 0)].decode())
+    column -= len(line) - len(line.lstrip())
     made = ast.fix_missing_locations(_Replace(old, new).visit(tree))
-    return Mutant(file, getattr(old, "lineno", 0), kind, ast.unparse(made))
+    return Mutant(file, index, place, line.strip(), column, kind, ast.unparse(made))
 
 
 def drawn(count: int, seed: int, packages: tuple[str, ...]) -> list[Mutant]:
@@ -169,59 +209,80 @@ def drawn(count: int, seed: int, packages: tuple[str, ...]) -> list[Mutant]:
     found: list[Mutant] = []
     for file, i in places:
         made = mutant(file, i)
-        if made.name not in EQUIVALENT:
+        if made.key not in EQUIVALENT:
             found.append(made)
         if len(found) == count:
             break
     return found
 
 
-def tried(mutant: Mutant, copied: Path, limit_s: float) -> tuple[str, float]:
-    """`killed`, `survived` or `timeout` (which counts as killed), and seconds."""
+def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, int]:
+    """`killed`, `survived` or `timeout` (counts as killed); seconds; how many tests were asked."""
+    tests = reached.tests(str(mutant.file), range(mutant.lines[0], mutant.lines[1] + 1))
     target = copied / "bitwright" / mutant.file
     original = target.read_text()
+    for compiled in target.parent.glob(f"__pycache__/{target.stem}.*"):
+        compiled.unlink()
     target.write_text(mutant.source)
-    begun = time.perf_counter()
-    words = ["-x", "-q", "-m", "not slow and not data", "-p", "no:cacheprovider", "--no-header"]
     try:
-        found = subprocess.run(
-            [sys.executable, "-m", "pytest", f"tests/{mutant.file.parts[0]}", *words],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            timeout=limit_s,
-        )
         # 1: a test failed; 2 to 4: the mutant cannot even be imported
-        said = "survived" if found.returncode == 0 else "killed"
-    except subprocess.TimeoutExpired:
-        said = "timeout"
+        code, seconds = forked_tests.fails(copied, tests, [SIGNATURES], reached.seconds(tests))
     finally:
         target.write_text(original)
-    return said, time.perf_counter() - begun
+    said = {"0": "survived", "5": "survived", "timeout": "timeout"}.get(code, "killed")
+    return said, seconds, len(tests)
+
+
+def unchanged(copied: Path, chosen: list[Mutant], reached: Reached) -> None:
+    """Refuse to count if the tests of a mutant fail on the copy without it too."""
+    for mutant in {m.file.parts[0]: m for m in chosen}.values():  # one of each package
+        tests = reached.tests(str(mutant.file), range(mutant.lines[0], mutant.lines[1] + 1))
+        code, _ = forked_tests.fails(copied, tests, [SIGNATURES], reached.seconds(tests))
+        if code != "0":
+            raise RuntimeError(f"tests of {mutant.file} fail on the copy of the package ({code})")
 
 
 def main() -> None:
     """Try the mutants, print what became of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mutants", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=300, help="seconds for each")
     parser.add_argument("--packages", default=",".join(PACKAGES))
     parser.add_argument("--list", action="store_true", help="draw them only")
+    parser.add_argument("--out", type=Path, help="a file for the rows; those in it are not redone")
+    parser.add_argument("--again", action="store_true", help="redo what survived in --out")
     given = parser.parse_args()
-    chosen = drawn(given.mutants, given.seed, tuple(given.packages.split(",")))
-    count = {"killed": 0, "timeout": 0, "survived": 0}
-    with tempfile.TemporaryDirectory() as scratch:
-        copied = Path(scratch)
-        shutil.copytree(ROOT / "src" / "bitwright", copied / "bitwright")
+    packages = tuple(given.packages.split(","))
+    chosen = drawn(given.mutants, given.seed, packages)
+    if given.list:
         for mutant in chosen:
-            said, seconds = ("listed", 0.0) if given.list else tried(mutant, copied, given.limit)
-            count[said] = count.get(said, 0) + 1
-            row = {"mutant": mutant.name, "outcome": said, "seconds": round(seconds, 1)}
+            print(json.dumps({"mutant": mutant.name, "code": mutant.code}))
+        return
+    done = {}
+    if given.out and given.out.is_file():
+        rows = [json.loads(line) for line in given.out.read_text().splitlines()]
+        done = {(row["mutant"], row["digest"]): row for row in rows}
+    paths = [p for name in packages for p in (f"tests/{name}", *ELSEWHERE.get(name, []))]
+    forked_tests.warm(paths)
+    reached = forked_tests.reached(paths, PACKAGES)
+    count = dict.fromkeys(("killed", "timeout", "survived"), 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        copied = forked_tests.copied(Path(scratch))
+        unchanged(copied, chosen, reached)
+        for mutant in chosen:
+            row = done.get((mutant.name, mutant.digest))
+            if row is None or (given.again and row["outcome"] == "survived"):
+                said, seconds, tests = tried(mutant, copied, reached)
+                row = {"mutant": mutant.name, "code": mutant.code, "outcome": said, "tests": tests,
+                       "digest": mutant.digest, "seconds": round(seconds, 1)}  # fmt: skip
+                if given.out:
+                    given.out.parent.mkdir(parents=True, exist_ok=True)
+                    with given.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+            count[row["outcome"]] += 1
             print(json.dumps(row), flush=True)
     dead = count["killed"] + count["timeout"]
-    share = dead / max(1, dead + count["survived"])
-    print(json.dumps({"mutants": len(chosen), **count, "share_killed": round(share, 3)}))
+    print(json.dumps({"mutants": len(chosen), **count, "share_killed": dead / len(chosen)}))
 
 
 if __name__ == "__main__":

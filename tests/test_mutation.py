@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mutation
+from forked_tests import Piece, Reached, digest, forked
 
 SOURCE = '''
 def f(x: int | None, n: "int" = 2) -> float | None:
@@ -37,7 +42,7 @@ def test_every_mutant_is_another_program(name: str):
     for index in range(0, count, 17):
         found = mutation.mutant(file, index)
         assert found.source != same and compile(found.source, name, "exec")
-        assert found.name.startswith(f"{name}:") and found.line > 0
+        assert found.name.startswith(f"{name}:") and found.lines[0] > 0
 
 
 def test_the_same_seed_draws_the_same_mutants_of_the_packages_asked_for():
@@ -45,3 +50,56 @@ def test_the_same_seed_draws_the_same_mutants_of_the_packages_asked_for():
     assert first == [m.name for m in mutation.drawn(3, 7, ("arith",))]
     assert all(name.startswith("arith/") for name in first) and len(set(first)) == 3
     assert first != [m.name for m in mutation.drawn(3, 8, ("arith",))]
+
+
+def test_what_is_called_equivalent_is_still_there():
+    for key, reason in mutation.EQUIVALENT.items():
+        file = Path(key[0])
+        tree = ast.parse((mutation.ROOT / "src" / "bitwright" / file).read_text())
+        kinds = [kind for _, kind, _ in mutation.sites(tree)]
+        places = [i for i, kind in enumerate(kinds) if kind == key[-1]]
+        assert key in [mutation.mutant(file, i).key for i in places] and reason
+
+
+def piece(path: str, lines: dict[str, list[str]], seconds: dict[str, float], **other: str) -> Piece:
+    sources = {"arith/grid.py": digest(mutation.ROOT / "src/bitwright/arith/grid.py"), **other}
+    return Piece(path, "", dict.fromkeys(sources, lines), seconds, [], sources)
+
+
+def test_tests_that_reach_a_line_are_asked_the_cheapest_first():
+    own = piece("t/test_grid.py", {"5": ["t/test_grid.py::a", "t/test_grid.py::b"]},
+                {"t/test_grid.py::a": 2.0, "t/test_grid.py::b": 1.0})  # fmt: skip
+    other = piece("t/test_x.py", {"5": ["t/test_x.py::c", "failed"], "6": ["t/test_x.py::d"]},
+                  {"t/test_x.py::c": 0.1, "t/test_x.py::d": 0.1})  # fmt: skip
+    found = Reached([other, own])
+    assert found.tests("arith/grid.py", [5]) == [
+        "t/test_grid.py::b", "t/test_grid.py::a", "t/test_x.py::c",
+    ]  # fmt: skip
+    assert found.tests("arith/grid.py", [6]) == ["t/test_x.py::d"]
+    assert found.seconds(found.tests("arith/grid.py", [5, 6])) == pytest.approx(3.2)
+    # no test is seen to reach it: all that reach the file
+    assert len(found.tests("arith/grid.py", [7])) == 4
+    assert found.tests("arith/packing.py", [5]) == []
+
+
+def test_a_fixture_of_a_file_needs_the_whole_file():
+    own = piece("t/test_x.py", {"5": ["t/test_x.py|setup"]}, {"t/test_x.py::a": 1.0})
+    assert Reached([own]).tests("arith/grid.py", [5]) == ["t/test_x.py::a"]
+
+
+def test_lines_of_a_file_that_has_changed_are_not_trusted():
+    own = piece("t/test_x.py", {"5": ["t/test_x.py::a"], "6": ["t/test_x.py::b"]},
+                {"t/test_x.py::a": 1.0, "t/test_x.py::b": 1.0},
+                **{"arith/packing.py": "of another version"})  # fmt: skip
+    assert Reached([own]).tests("arith/grid.py", [5]) == ["t/test_x.py::a"]
+    assert len(Reached([own]).tests("arith/packing.py", [5])) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [(lambda: 0, "0"), (lambda: 3, "3"), (lambda: time.sleep(60), "timeout"), (sys.exit, "70")],
+)
+def test_a_fork_says_how_it_ended(job: Callable[[], int], said: str):
+    found, seconds = forked(job, 100, 0.5 if said == "timeout" else 60)
+    assert found == said and seconds < 50

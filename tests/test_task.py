@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bitwright import task as task_module
 from bitwright.data import Data
 from bitwright.errors import BitwrightError
 from bitwright.task import (
     Task,
+    as_labels,
+    as_rows,
     assemble,
     check_model_takes,
     check_task,
@@ -121,6 +124,20 @@ def test_rows_come_out_as_the_model_takes_them() -> None:
 def test_rows_and_labels_that_do_not_fit(changed: dict[str, Any], parts: tuple[str, ...]) -> None:
     with refused(*parts):
         assemble(net(), data(**changed), source="d")
+
+
+@pytest.mark.parametrize("part", [1, 4, 10, 11, 1000])
+def test_rows_are_looked_at_in_parts_and_counted_in_all(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_module, "_PART", part)
+    rows = torch.zeros(7, 5)
+    assert torch.equal(as_rows(rows, "x"), rows) and as_rows(rows[:0], "x").shape == (0, 5)
+    rows[4, 2], rows[6] = torch.inf, torch.nan
+    with refused("x: row 4 holds NaN or infinite", "(2 of 7 rows do)"):
+        as_rows(rows, "x")
+    with refused("y: row 2 holds", "(1 of 3 rows do)"):
+        as_labels(torch.tensor([0.0, 1.0, -torch.inf]), "y")
 
 
 def test_labels_for_ones_own_functions_may_mean_anything() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,8 +19,8 @@ from bitwright.errors import BitwrightError
 
 #: as in `bitwright.curvature.divergence`, which stands to the right of this module
 _DIVERGENCES = ("kl", "squared")
-#: rows that are looked at together
-_PART = 1024
+#: numbers that are looked at together: 64 MB of float32
+_PART = 2**24
 
 
 @dataclass(frozen=True)
@@ -419,9 +420,12 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 def _finite(values: Tensor, name: str) -> Tensor:
-    # part by part: the answer for all of a large array would take a quarter of its memory
-    if not all(bool(torch.isfinite(part).all()) for part in values.split(_PART)):
-        rows = (~torch.isfinite(values)).nonzero()[:, 0].unique()
+    # part by part: of a whole mapped array, the answer would not fit in memory
+    each = math.prod(values.shape[1:])
+    parts = values.split(max(1, _PART // max(1, each)))
+    fine = torch.cat([torch.isfinite(p).reshape(len(p), each).all(1) for p in parts])
+    if not bool(fine.all()):
+        rows = (~fine).nonzero()[:, 0]
         raise BitwrightError(
             f"{name}: row {int(rows[0])} holds NaN or infinite numbers ({len(rows)} of "
             f"{len(values)} rows do); clean the data"

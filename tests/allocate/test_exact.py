@@ -1,0 +1,100 @@
+"""The parts of the exact searches: dominance against all pairs, states and gaps at their bounds."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitwright import allocate
+from bitwright.allocate import Problem
+from bitwright.allocate.exact import exact, undominated
+from bitwright.allocate.knapsack import _positive
+from mutants import mutant
+
+PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12)
+
+
+def off(pairs: list[tuple[int, int]], kept: np.ndarray) -> bool:
+    """Whether `kept` are other pairs than those that none matches in both, each one once."""
+    best = {p for p in pairs if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in pairs)}
+    return [pairs[i] for i in kept] != sorted(best)
+
+
+@settings(deadline=None)
+@given(PAIRS)
+def test_undominated_pairs_are_those_no_other_pair_matches(pairs: list[tuple[int, int]]) -> None:
+    table = np.array(pairs, dtype=float).reshape(-1, 2)
+    assert not off(pairs, undominated(table[:, 0], table[:, 1]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("loss[order][1:] < ahead[:-1]", "loss[order][1:] <= ahead[:-1]"),
+        ("np.lexsort((loss, cost))", "np.argsort(-cost, kind='stable')"),
+        ("better[:1] = True", "better[:1] = False"),
+    ],
+)
+def test_other_pairs_are_seen(old: str, new: str) -> None:
+    wrong = mutant("allocate.exact", old, new)
+    pairs = [(2, 1), (1, 3), (1, 3), (3, 0), (3, 2), (1, 4)]
+    table = np.array(pairs, dtype=float)
+    assert off(pairs, wrong.undominated(table[:, 0], table[:, 1]))
+    assert not off(pairs, undominated(table[:, 0], table[:, 1]))
+
+
+def one_item() -> Problem:
+    """A wider choice that costs 2 and loses nothing, a narrow one that loses 1."""
+    loss, cost = np.array([[1.0, 0.0]]), np.array([[1, 2]])
+    return Problem(("a",), (1, 2), loss, cost, 2, np.ones((1, 2), bool), np.arange(1))
+
+
+def test_the_states_allowed_are_the_states_that_may_be_held() -> None:
+    known = np.array([0])
+    found, proven = exact(one_item(), np.zeros(1), known, most_states=1)
+    assert (found.tolist(), proven) == ([1], True)
+    found, proven = exact(one_item(), np.zeros(1), known, most_states=0)
+    assert (found.tolist(), proven) == ([0], False)
+
+
+def test_a_known_optimum_is_proven_where_it_stands() -> None:
+    found, proven = exact(one_item(), np.zeros(1), np.array([1]), most_states=1)
+    assert (found.tolist(), proven) == ([1], True)
+    tight = one_item().with_budget(1)
+    assert exact(tight, np.array([1.0]), np.array([0]), 2)[0].tolist() == [0]
+
+
+def test_the_integer_program_is_proven_up_to_as_many_choices_as_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = sys.modules["bitwright.allocate.ilp"]
+    assert module.PROVEN == 4000 and module.GAP == 1e-4  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "PROVEN", 4)
+    gaps, solve = [], module.solve  # type: ignore[attr-defined]
+
+    def watched(whole: Problem, *, time_limit_s: float, gap: float) -> np.ndarray | None:
+        gaps.append(gap)
+        return solve(whole, time_limit_s=time_limit_s, gap=gap)
+
+    monkeypatch.setattr(module, "solve", watched)
+    for n in (2, 3):  # 4 and 6 choices
+        loss, cost = np.tile([1.0, 0.0], (n, 1)), np.tile([1, 2], (n, 1))
+        names = tuple("abc"[:n])
+        problem = Problem(names, (1, 2), loss, cost, n + 1, np.ones((n, 2), bool), np.arange(n))
+        assert allocate.ilp(problem).loss == n - 1
+    assert gaps == [0.0, 1e-4]
+
+
+def test_what_costs_anything_has_a_price_and_nothing_else() -> None:
+    costs = np.zeros((3, 2, 2))
+    costs[0, 1], costs[1, 0] = [1, 5], [2, 4]
+    found = _positive(np.array([0.0, 2.0, 0.0]), costs)
+    # at its dearest, the first bound costs a billionth of what the second does
+    assert found[0] * 5 == pytest.approx(1e-9 * 2 * 4, rel=1e-12)
+    assert found[1] == 2 and found[2] == 0
+    free = _positive(np.zeros(3), costs)
+    assert free[:2] * [5, 4] == pytest.approx([1e-9, 1e-9], rel=1e-12) and free[2] == 0
