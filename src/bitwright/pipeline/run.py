@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bitwright import allocate, cost, curvature, overflow, quantize
-from bitwright.allocate import Limit, Plan, Problem, Product
+from bitwright.allocate import Limit, Plan, Product
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import Sensitivity, make_key, processes
@@ -418,18 +418,32 @@ class Run:
 
         Grids that cannot overflow are priced by trace: the integers on them are not the nearest.
         """
+        return self._predicted("score", "scores.safetensors", self.tables)
+
+    @cached_property
+    def _bases(self) -> tuple[dict[str, quantize.WeightTable], quantize.Predicted | None] | None:
+        """Multi-bit grids, and what they are predicted to lose; `scores-bases.safetensors`."""
+        if self.settings.levels == "uniform":
+            return None
+        progress = partial(self.progress, "fit bases")
+        tables = quantize.bases_tables(self.network, self.tables, progress)
+        return tables, self._predicted("score-bases", "scores-bases.safetensors", tables)
+
+    def _predicted(
+        self, stage: str, name: str, tables: dict[str, quantize.WeightTable]
+    ) -> quantize.Predicted | None:
         s = self.settings
         if s.score == "trace" or self._guaranteed:
             return None
         fed_back = s.score == "actual-error" and s.rounding == "feedback"
         score = "feedback" if fed_back else s.score
-        key = make_key("score", self.base_key, score, self._labels_key)
-        path = self.store.path("scores.safetensors")
-        if not self.store.done("score", key, path.name):
-            with self.store.stage("score", key, path.name):
+        key = make_key(stage, self.base_key, score, self._labels_key)
+        path = self.store.path(name)
+        if not self.store.done(stage, key, path.name):
+            with self.store.stage(stage, key, path.name):
                 self.progress("score", 0.0)
                 found = quantize.predict(
-                    score, self.network, self.sensitivity, self.tables, rows=self._rows
+                    score, self.network, self.sensitivity, tables, rows=self._rows
                 )
                 tensors = {
                     f"{part}:{name}": torch.from_numpy(np.ascontiguousarray(value))
@@ -472,6 +486,7 @@ class Run:
             self.settings.rounding,
             self.settings.budget is None or bool(METHODS[self.settings.method].search),
             self.settings.sums,
+            self._bases,
         )
 
     @property
@@ -495,6 +510,7 @@ class Run:
             "" if self.product is None else self.product.bound,
             *([] if s.sums is None else [s.accumulator, s.accumulator_kind, s.accumulator_mode]),
             *([] if s.granularity == "edge" else [s.granularity]),
+            *([] if s.levels == "uniform" else [s.levels]),
         )
 
     @property
@@ -512,10 +528,9 @@ class Run:
         """The chosen plan; `plan.json`."""
         key = self._search_key
         path = self.store.path("plan.json")
-        problem = self.bench.problem(8 * self.network.weights)
         if self._searched:
             self.learning = self._read_learning(key)
-            return _read_plan(path, problem)
+            return _read_plan(path, self.bench)
         with self.store.stage("search", key, path.name):
             budget_bits = self._budget_bits()
             if METHODS[self.settings.method].search:
@@ -526,7 +541,7 @@ class Run:
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
             put(path, plans.to_json(found))
-        return _read_plan(path, problem)
+        return _read_plan(path, self.bench)
 
     @cached_property
     def within_error(self) -> float | None:
@@ -908,7 +923,9 @@ class Run:
     def breakdown(self) -> dict[str, int]:
         """Bytes of the artefact and the ONNX file, beside what the plan must cost."""
         bits = quantize.plan_bits(self.network, self.plan)
-        parts = artefact.stored_bytes(self.network, bits)
+        own = self.settings.levels == "multi-bit"
+        bases = quantize.plan_rows(self.network, self.plan.bases) if own else None
+        parts = artefact.stored_bytes(self.network, bits, bases)
         return {
             **parts,
             "model.safetensors": self.store.path("model.safetensors").stat().st_size,
@@ -936,10 +953,12 @@ def _computation(network: Network) -> str:
     return make_key(module.code, *constants)
 
 
-def _read_plan(path: Path, problem: Problem) -> Plan:
+def _read_plan(path: Path, bench: Workbench) -> Plan:
     """A plan that a search wrote, or somebody edited."""
     try:
-        found = plans.from_json(path.read_bytes(), problem)
+        content = path.read_bytes()
+        problem = bench.problem(plans.read_json(content).budget_bits)
+        found = plans.from_json(content, problem)
     except (BitwrightError, OSError) as error:
         raise BitwrightError(f"{path}: {error}; delete it to search again") from error
     if found.method not in METHODS:

@@ -136,6 +136,7 @@ class _Rows(nn.Module):
     bits: Tensor
     scale: Tensor
     zero: Tensor
+    coordinates: Tensor | None
 
     def __init__(
         self, network: Network, layer: Layer, stored: QuantizedLayer, rounding: Rounding | None
@@ -150,12 +151,14 @@ class _Rows(nn.Module):
             self.bias = nn.Parameter(stored.bias.clone())
         else:  # of an embedding: nothing to train
             self.register_buffer("bias", stored.bias.clone(), persistent=False)
-        for name in ("bits", "scale", "zero"):
-            self.register_buffer(name, getattr(stored.grid, name).clone(), persistent=False)
+        for name in ("bits", "scale", "zero", "coordinates"):
+            value = getattr(stored.grid, name)
+            value = None if value is None else value.clone()
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self) -> Tensor:
         """Fake-quantized weights [rows, fan_in]."""
-        grid = Grid(self.bits, self.scale, self.zero)
+        grid = Grid(self.bits, self.scale, self.zero, self.coordinates)
         return straight_weights(self.weight, self.log_step, grid, self.rounding)
 
     def stored(self, grid: Grid) -> QuantizedLayer:
