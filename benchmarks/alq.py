@@ -1,10 +1,10 @@
 """Multi-bit networks (ALQ): beside float, beside uniform grids trained alike, and their kernel.
 
-Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels, choice. Every finished
-training is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state
-after each epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data folder,
-Fashion-MNIST as `alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and `$BITWRIGHT_ALQ_BITS` (2,1;
-of `resnet20`) may be fewer where time is short: more can follow later.
+Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels, choice. Every
+finished training is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), with
+its state after each epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data
+folder, Fashion-MNIST as `alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and
+`$BITWRIGHT_ALQ_BITS` (2,1; of `resnet20`) may be fewer where time is short: more can follow later.
 """
 
 from __future__ import annotations
