@@ -21,6 +21,7 @@ from torch.fx import Node
 from bitwright.arith.accumulator import Bounded
 from bitwright.arith.grid import Grid, quantize, round_scale
 from bitwright.arith.project import codes_within
+from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network, join, run
 from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer, as_corrected
 from bitwright.train.straight import straight_values, straight_weights
@@ -142,6 +143,10 @@ class _Rows(nn.Module):
         self, network: Network, layer: Layer, stored: QuantizedLayer, rounding: Rounding | None
     ) -> None:
         super().__init__()
+        if rounding is not None and bool(stored.grid.multibit.any()):
+            raise BitwrightError(
+                f"layer {layer.name!r} has channels of bases, which cannot be kept from overflowing"
+            )
         self.rounding = rounding
         latent, meant = as_corrected(network.matrix(layer).detach(), stored), stored.matrix()
         same = quantize(latent, stored.grid) == stored.codes
