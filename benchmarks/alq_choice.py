@@ -36,7 +36,10 @@ def measured(case: Case, levels: str, rounding: str, bits: int, folder: Path) ->
     )
     run = Run(work, settings, folder)
     built, plan = run.quantized, run.plan
-    wanted, found = case.answers(case.arrays["test_x"]), quantize.simulate(built, work.test)
+    wanted, found = (
+        case.answers(case.arrays["test_x"]),
+        quantize.simulate(built, case.arrays["test_x"]),
+    )
     weights = 0
     for name, own in quantize.plan_rows(run.network, plan.bases).items():
         weights += int(own.sum()) * built.layers[name].codes.shape[1]

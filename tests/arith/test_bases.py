@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def multibit(draw: st.DrawFn) -> Grid:
     )  # fmt: skip
 
 
-def nearest_is_nearest(module=grid) -> None:  # type: ignore[no-untyped-def]
+def nearest_is_nearest(module: Any = grid) -> None:
     d = torch.tensor([[3, 5, 9, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
     found = Grid(torch.tensor([3, 3, 3]), torch.ones(3), torch.tensor([8, 1, 7]), d)
     weight = torch.linspace(-6, 6, 241).expand(3, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def whole(problem: Problem, fans: np.ndarray, loss: np.ndarray) -> Problem:
     )  # fmt: skip
 
 
-def choice_is_by_loss_a_byte(module=bases) -> None:  # type: ignore[no-untyped-def]
+def choice_is_by_loss_a_byte(module: Any = bases) -> None:
     net = network()
     fans = np.repeat([la.fan_in for la in net.layers], [la.rows for la in net.layers])
     for seed in range(3):
