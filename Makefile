@@ -10,10 +10,12 @@
 #   make coverage               branches of curvature, allocate and arith that their own tests reach
 #   make mutants                mutants of them that their own tests miss (MUTANTS=300)
 #   make test PYTEST_ARGS=...   more options for pytest, for example "-m 'not slow'"
+#   make test WORKERS=8         in so many processes at once (2)
 #   make ... PYTHON=python3.12  the Python that the environment is made from
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+WORKERS ?= 2
 MUTANTS ?= 40
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,8 +40,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env
 	$(BIN)/bitwright demo --out build/demo
 
+# a thread each, and memory that is kept: threads that wait for each other, and pages that are given back and asked for
+# again, take more time than the small networks of the tests do
 test: env
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 \
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 # the import direction is a test: tests/test_import_direction.py
 check: lint types docs wheel audit test

@@ -1,10 +1,12 @@
 """Multi-bit networks (ALQ): beside float, beside uniform grids trained alike, and their kernel.
 
-Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels, choice. Every
-finished training is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), with
-its state after each epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data
-folder, Fashion-MNIST as `alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and
-`$BITWRIGHT_ALQ_BITS` (2,1; of `resnet20`) may be fewer where time is short: more can follow later.
+Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels, choice. What
+is
+trained is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state
+after each epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data folder,
+Fashion-MNIST as `alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and `$BITWRIGHT_ALQ_BITS` (2,1;
+of `resnet20`) may be fewer where time is short, as may `$BITWRIGHT_ALQ_EPOCHS` (24; of each of its
+methods): more can follow later.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ CACHE = Path(os.environ.get("BITWRIGHT_ALQ_CACHE", tempfile.gettempdir()))
 SEEDS = int(os.environ.get("BITWRIGHT_ALQ_SEEDS", "3"))
 BITS = [int(b) for b in os.environ.get("BITWRIGHT_ALQ_BITS", "2,1").split(",")]
 #: epochs of every method on ResNet-20
-EPOCHS = 24
+EPOCHS = int(os.environ.get("BITWRIGHT_ALQ_EPOCHS", "24"))
 kept = partial(harness.kept, CACHE / "bitwright-alq.jsonl")
 
 
@@ -162,8 +164,8 @@ def _once(quick: bool, key: str, make: Callable[[], dict[str, Any]]) -> dict[str
 
 def recipe_of(bits: float, epochs: int, seed: int) -> Recipe:
     """Of ResNet-20: as many epochs as its rivals have."""
-    loops = max(1, epochs // 6)
-    straight = (epochs - 3 * loops) * 2 // 3
+    loops = max(1, epochs // 8)
+    straight = max(0, epochs - 3 * loops - 1)
     return Recipe(bits=bits, loops=loops, straight=straight, final=epochs - 3 * loops - straight,
                   seed=seed)  # fmt: skip
 
@@ -184,7 +186,7 @@ def compared(rows: Rows, quick: bool) -> None:
                 else:
                     work = partial(rival, case, method, bits, epochs, seed, key)
                 found.setdefault(method, []).append(_once(quick, key, work))
-        compare(rows, f"{case.name}, {bits} bits", found, bits)
+        compare(rows, f"{case.name}, {bits} bits, {epochs} epochs", found, bits)
     whole = accuracy(case.answers(case.arrays["test_x"]), case.arrays["test_y"])
     more = {}
     if "shifted_x" in case.arrays:

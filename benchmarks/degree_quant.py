@@ -8,7 +8,8 @@ edges), `degree` (errors by in-degree, plotted), `mixed` (widths by layer and in
 width for all). Every row has the same network, recipe and choice
 of the epoch on validation data; none is tuned. `plain` is quantized training with ranges from least
 to most and nobody protected; `masks off` is ours but for the masks. Every training's answer is
-kept in `build/degree_quant`, so that a run that was stopped goes on.
+kept in `build/degree_quant`, so that a run that was stopped goes on. Where time is short,
+`$BITWRIGHT_REDDIT_EPOCHS` (30) may be fewer, the same for every row.
 """
 
 from __future__ import annotations

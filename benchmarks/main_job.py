@@ -309,19 +309,10 @@ def mobilenet(rows: harness.Rows, folder: Path, quick: bool) -> None:
     )
 
 
-PARTS = {f.__name__: f for f in (quality, files, command, mobilenet, ratios)}
-
-
-def main() -> None:
-    """Run the parts asked for."""
-    chosen = harness.options(__doc__ or "")
-    rows = harness.Rows("main_job", chosen.quick)
-    wanted = chosen.only.split(",") if chosen.only else list(PARTS)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in wanted:
-            PARTS[name](rows, Path(folder), chosen.quick)
-            rows.save(name)
-
-
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as place:
+        parts = {
+            part.__name__: lambda rows, quick, part=part: part(rows, Path(place), quick)
+            for part in (quality, files, command, mobilenet, ratios)
+        }
+        harness.run("main_job", __doc__ or "", parts)

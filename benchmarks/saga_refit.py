@@ -17,8 +17,8 @@ from bitwright.data import Data
 from bitwright.network import outputs
 from bitwright.pipeline import Run
 from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.built import HEAD_ROWS
 from bitwright.pipeline.judge import answers_of
-from bitwright.pipeline.run import HEAD_ROWS
 from bitwright.task import assemble
 from bitwright.train import refit_head
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import bitwright
 from bitwright.curvature import processes
-from bitwright.pipeline import run as stages
+from bitwright.pipeline import measured as stages
 from pipeline import tiny
 from pipeline.tiny import call, given, refused
 

@@ -6,7 +6,7 @@ import pytest
 
 from bitwright import curvature, quantize
 from bitwright.curvature import divergence
-from bitwright.pipeline import run as stages
+from bitwright.pipeline import measured as stages
 from mutants import mutant, mutated
 
 

@@ -28,7 +28,7 @@ from bitwright.allocate import Problem
 from bitwright.curvature import hessian as products
 from bitwright.curvature import spectrum, whole_trace
 from bitwright.network import build
-from bitwright.pipeline import run as stages
+from bitwright.pipeline import measured as stages
 from bitwright.pipeline import search as goals
 from mutants import mutated
 from small import Fn
@@ -600,17 +600,17 @@ _KEY = 'key = make_key("measure", self.base_key)'
 FORGOTTEN: dict[str, Mutation] = {
     "weights": ("task", "_feed(digest.update, name, tensors[name])", "pass"),
     "rows": ("task", '_feed(digest.update, ".calibration", task.calibration)', "pass"),
-    "forward pass": ("pipeline.run", "make_key(module.code, ", "make_key("),
-    "constants": ("pipeline.run", ", *constants)", ")"),
+    "forward pass": ("pipeline.measured", "make_key(module.code, ", "make_key("),
+    "constants": ("pipeline.measured", ", *constants)", ")"),
     "divergence": (
-        "pipeline.run",
+        "pipeline.measured",
         "self.task.divergence,\n            self.task.class_axis,\n        )",
         "self.task.class_axis,\n        )",
     ),
-    "class axis": ("pipeline.run", "self.task.class_axis,\n        )", ")"),
-    "seed": ("pipeline.run", "s.seed,\n            s.device,", "s.device,"),
-    "number of rows": ("pipeline.run", "            s.calibration_rows,\n", ""),
-    "layers left out": ("pipeline.run", "            s.skip,\n", ""),
+    "class axis": ("pipeline.measured", "self.task.class_axis,\n        )", ")"),
+    "seed": ("pipeline.measured", "s.seed,\n            s.device,", "s.device,"),
+    "number of rows": ("pipeline.measured", "            s.calibration_rows,\n", ""),
+    "layers left out": ("pipeline.measured", "            s.skip,\n", ""),
 }
 
 
@@ -618,8 +618,8 @@ def stale(change: str) -> list[str]:
     """A run in a folder where something else was measured, against a measurement of its own."""
     task, settings = CHANGES[change]
     with tempfile.TemporaryDirectory() as folder:
-        _ = stages.Run(BEFORE.get(change, TASK), SETTINGS, Path(folder)).sensitivity
-        made = stages.Run(task, settings, Path(folder))
+        _ = stages.Measured(BEFORE.get(change, TASK), SETTINGS, Path(folder)).sensitivity
+        made = stages.Measured(task, settings, Path(folder))
         found = made.sensitivity
     own = curvature.gauss_newton(
         made.network, made.calibration, kind=task.divergence, class_axis=task.class_axis,
@@ -638,5 +638,5 @@ def stale(change: str) -> list[str]:
 def test_traces_are_not_those_of_something_else(change: str):
     """HAP hessian_pruner.py:115-122: traces are kept by data set, architecture and depth alone."""
     name = "type(self.task.model).__name__, len(self.task.calibration)"
-    hap = ("pipeline.run", _KEY, f'key = make_key("measure", {name})')
+    hap = ("pipeline.measured", _KEY, f'key = make_key("measure", {name})')
     sees(lambda: stale(change), hap, FORGOTTEN[change])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import BitwrightError
 from bitwright.network import build, outputs, run
-from bitwright.network.ops import aten
+from bitwright.network.ops import aten, clip_ends, is_clip_at_zero
 from small import Fn
 
 IMAGE, VECTOR, SERIES = (3, 6, 6), (5,), (3, 9)
@@ -363,3 +363,27 @@ def test_layers_are_described():
     assert network.matrix(c).shape == (4, 18)
     assert not network.tensor(c.bias).any()
     assert not any(p.requires_grad for p in network.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("operation", "ends"),
+    [
+        (lambda _, x: torch.relu(x), (0, None)),
+        (lambda _, x: F.relu6(x), (0, 6)),
+        (lambda _, x: F.hardtanh(x), (-1, 1)),
+        (lambda _, x: F.hardtanh(x, -2, 3), (-2, 3)),
+        (lambda _, x: x.clamp(min=-1), (-1, None)),
+        (lambda _, x: x.clamp(max=4), (None, 4)),
+        (lambda _, x: x.clamp(0, 5), (0, 5)),
+        (lambda _, x: torch.clamp_min(x, 2), (2, None)),
+        (lambda _, x: torch.sigmoid(x), (None, None)),
+    ],
+)
+def test_ends_of_clips(operation: Callable[..., Tensor], ends: tuple[float | None, float | None]):
+    graph = torch.export.export(Fn(operation), (torch.randn(2, 3),)).graph
+    (node,) = (n for n in graph.nodes if n.op == "call_function")
+    assert clip_ends(node) == ends
+    x = torch.linspace(-9, 9, 37)
+    if ends != (None, None):
+        assert torch.equal(operation(None, x), x.clamp(*ends))
+    assert is_clip_at_zero(node) == (ends[0] == 0)

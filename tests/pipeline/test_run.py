@@ -18,8 +18,7 @@ import bitwright
 from bitwright import Data, Settings, Task, allocate, curvature, quantize
 from bitwright.deploy import artefact
 from bitwright.errors import BitwrightError
-from bitwright.pipeline import Run
-from bitwright.pipeline import run as stages
+from bitwright.pipeline import Run, built, planned
 from bitwright.pipeline import search as searching
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.store import Store
@@ -145,13 +144,13 @@ def test_the_order_of_fine_tuning_counts_where_there_is_any(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ):
     saved: list[Path] = []
-    save = stages.artefact.save
+    save = built.artefact.save
 
     def spy(quantized: Any, path: Path, *more: Any) -> None:
         saved.append(path)
         save(quantized, path, *more)
 
-    monkeypatch.setattr(stages.artefact, "save", spy)
+    monkeypatch.setattr(built.artefact, "save", spy)
     found = {}
     for epochs, order in ((0, "all"), (0, "hawq"), (24, "all"), (24, "hawq")):
         saved.clear()
@@ -248,11 +247,12 @@ def test_nothing_is_measured_twice(start: Any, monkeypatch: pytest.MonkeyPatch):
 
     first = start().onnx.read_bytes()
     with monkeypatch.context() as patch:
-        for name in ("finetune", "search_plans", "solve"):
-            patch.setattr(stages, name, never)
+        patch.setattr(built, "finetune", never)
+        patch.setattr(planned, "search_plans", never)
+        patch.setattr(planned, "solve", never)
         patch.setattr(curvature, "gauss_newton", never)
-        patch.setattr(stages.onnx_file, "save", never)
-        patch.setattr(stages.artefact, "save", never)
+        patch.setattr(built.onnx_file, "save", never)
+        patch.setattr(built.artefact, "save", never)
         run = start()
         assert run.onnx.read_bytes() == first
     with monkeypatch.context() as patch:
@@ -301,10 +301,10 @@ def test_a_refitted_head_is_in_the_files_and_can_be_taken_back(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("done again")
 
-    monkeypatch.setattr(stages, "finetune", never)
+    monkeypatch.setattr(built, "finetune", never)
     assert files(start(budget="2bit", epochs=1)) == before
     assert files(start(budget="2bit", epochs=1, refit_head=True)) == after
-    monkeypatch.setattr(stages, "refit_head", never)
+    monkeypatch.setattr(built, "refit_head", never)
     assert files(start(budget="2bit", epochs=1, refit_head=True)) == after
 
 
@@ -315,10 +315,10 @@ def test_a_kill_while_the_head_is_refitted(start: Any, monkeypatch: pytest.Monke
         def killed(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(stages, "refit_head", killed)
+        patch.setattr(built, "refit_head", killed)
         with pytest.raises(KeyboardInterrupt):
             _ = start(budget="2bit", epochs=1, refit_head=True).quantized
-    monkeypatch.setattr(stages, "finetune", None)  # is done
+    monkeypatch.setattr(built, "finetune", None)  # is done
     assert start(budget="2bit", epochs=1, refit_head=True).refit is not None
     again = start(budget="2bit", epochs=1).quantized.layers
     assert all(torch.equal(again[n].bias, before[n].bias) for n in before)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bitwright import Task, cli
 from bitwright.curvature import make_key
-from bitwright.pipeline import run as stages
+from bitwright.pipeline import measured as stages
 
 MODEL = """
 import torch

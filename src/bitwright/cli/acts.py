@@ -121,6 +121,7 @@ def verify(run: Any, console: Console, name: str) -> None:
         console.print(f"  {d}", soft_wrap=True, highlight=False, markup=False)
     print_lines(console, run.accumulators)
     if not check.ok:
+        print_lines(console, [f"it differs: {check.why}"])
         raise typer.Exit(1)
 
 

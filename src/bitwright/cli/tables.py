@@ -22,8 +22,7 @@ def print_compressed(
     console.print(
         f"verified: {check.equal} of {check.tensors} integer tensors equal in the runtime on "
         f"{check.rows} rows, same class on {check.same_class:.2%}, {check.qlinear_convolutions} of "
-        f"{check.convolutions} convolutions fused"
-        + ("" if check.ok else f"; FAILED, first difference: {_first(check)}")
+        f"{check.convolutions} convolutions fused" + ("" if check.ok else f"; FAILED: {check.why}")
     )
     print_lines(console, bounds)
     for file in ("model.safetensors", "model.onnx"):
@@ -37,14 +36,6 @@ def print_lines(console: Console, lines: Sequence[str]) -> None:
     """Each line as it is."""
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _first(check: Any) -> str:
-    if check.differing:
-        return str(check.differing[0])
-    if check.changed:
-        return f"{check.changed} rows answered otherwise by the file as it is"
-    return "an output or a layer not fused"
 
 
 def print_table(console: Console, summary: Any) -> None:

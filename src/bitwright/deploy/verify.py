@@ -79,9 +79,31 @@ class Verification:
     operations: dict[str, int]
     runtime: str
 
+    @property
+    def why(self) -> str:
+        """What came out otherwise first, in words; empty where `ok`."""
+        if self.ok:
+            return ""
+        if self.differing and not all(map(_explained, self.differing)):
+            return str(next(d for d in self.differing if not _explained(d)))
+        if self.same_class_given < 1:
+            count = round((1 - self.same_class_given) * self.rows)
+            return f"{count} of {self.rows} rows have another class behind the same integers"
+        if self.changed > _tolerated(self.rows):
+            return f"{self.changed} of {self.rows} rows answered otherwise by the file as it is"
+        return "a layer was not fused into an integer kernel"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
         return asdict(self)
+
+
+def _explained(found: Difference) -> bool:
+    return found.max_step <= 1 and found.fraction <= TOLERATED_FRACTION and bool(found.reason)
+
+
+def _tolerated(rows: int) -> int:
+    return 1 + rows // 100
 
 
 @dataclass
@@ -240,9 +262,7 @@ def _compare(
 def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verification:
     network, rows = quantized.network, total.done
     differing = differences(quantized, total.tallies)
-    close = all(
-        d.max_step <= 1 and d.fraction <= TOLERATED_FRACTION and d.reason for d in differing
-    )
+    close = all(map(_explained, differing))
     operations = runtime.optimized_operations(path)
     integer = input_tops(network, quantized.edges)
     tables = {name.removesuffix(".rows") for name in lookups(quantized)}
@@ -256,7 +276,7 @@ def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verific
         and found >= expected
     )
     return Verification(
-        ok=close and total.same_given == rows and fused and total.changed <= 1 + rows // 100,
+        ok=close and total.same_given == rows and fused and total.changed <= _tolerated(rows),
         rows=rows,
         tensors=len(total.tallies),
         equal=len(total.tallies) - len(differing),

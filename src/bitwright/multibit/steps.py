@@ -53,6 +53,7 @@ class LossAware:
         if domain not in DOMAINS:
             raise ValueError(f"domain {domain!r} is unknown; use {' or '.join(DOMAINS)}")
         self.net, self.domain, self.rate, self.curvature = net, domain, rate, curvature
+        self._whole = rate, other_rate
         self.moments = {name: Moments() for name in net.names}
         others = net.others()
         self.others = (
@@ -72,6 +73,13 @@ class LossAware:
         """Mean size of the coordinates that are there: of a weight, about."""
         alpha = self.net[name].alpha
         return max(float(alpha.sum() / (alpha > 0).sum().clamp(min=1)), 1e-12)
+
+    def anneal(self, left: float) -> None:
+        """Set all rates to this share of what they were made with, from 0 to 1."""
+        self.rate = self._whole[0] * left
+        if self.others is not None:
+            for group in self.others.param_groups:
+                group["lr"] = self._whole[1] * left
 
     @property
     def steps(self) -> int:

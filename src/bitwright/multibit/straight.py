@@ -28,11 +28,20 @@ class StraightThrough:
     """
 
     def __init__(self, net: Multibit, rate: float = 1e-2, *, other_rate: float = 1e-3) -> None:
-        self.net, self.rate = net, rate
+        self.net = net
         self.coordinates = LossAware(net, "coordinates", rate, other_rate=other_rate)
         self.latent = {name: net[name].grouping.cut(net[name].weight()).clone()
                        for name in net.names}  # fmt: skip
         self.moments = {name: Moments() for name in net.names}
+
+    @property
+    def rate(self) -> float:
+        """Of the copy and of coordinates, now."""
+        return self.coordinates.rate
+
+    def anneal(self, left: float) -> None:
+        """Set all rates to this share of what they were made with, from 0 to 1."""
+        self.coordinates.anneal(left)
 
     @torch.no_grad()
     def step(self) -> None:

@@ -43,7 +43,7 @@ class Recipe:
         batch: rows in a step.
         rate: of coordinates and of the float copy, relative to the mean coordinate of a layer.
         bases_rate: of bases, likewise.
-        other_rate: of biases and batch-norm. All rates fall linearly over the epochs.
+        other_rate: of biases and batch-norm. All rates fall linearly over the steps, to zero.
         share: of a layer's coordinates that one removal may take.
         curvature: `amsgrad`, or `gauss-newton` for the importance of coordinates.
         seed: of the order of rows and of their changes.
@@ -121,7 +121,7 @@ def train(
     for at in range(len(run.history) - 1, len(plan)):
         what, loop, fresh = plan[at]
         if fresh or run.optimizer is None:
-            run.optimizer = _optimizer(net, what, recipe, 1 - at / len(plan))
+            run.optimizer = _optimizer(net, what, recipe)
         line = _epoch(run, (x, y), what, loop, (loss, teacher, augment))
         run.history.append({"epoch": at + 1, "what": what, "loop": loop, **line})
         if progress:
@@ -162,19 +162,17 @@ def _resumed(run: _Run, path: Path, plan: list[tuple[str, int, bool]]) -> _Run:
     if [line["what"] for line in run.history[1:]] != [what for what, _, _ in plan[:done]]:
         raise BitwrightError(f"{path} is of a training with another recipe; delete it")
     if done < len(plan) and not plan[done][2]:
-        begun = max(i for i in range(done + 1) if plan[i][2])
-        what = plan[done][0]
-        run.optimizer = _optimizer(run.net, what, run.recipe, 1 - begun / len(plan))
+        run.optimizer = _optimizer(run.net, plan[done][0], run.recipe)
         run.optimizer.restore(state)
     return run
 
 
-def _optimizer(net: Multibit, what: str, r: Recipe, left: float) -> LossAware | StraightThrough:
+def _optimizer(net: Multibit, what: str, r: Recipe) -> LossAware | StraightThrough:
     if what == "straight":
-        return StraightThrough(net, r.rate * left, other_rate=r.other_rate * left)
+        return StraightThrough(net, r.rate, other_rate=r.other_rate)
     domain = "bases" if what == "bases" else "coordinates"
     rate = r.bases_rate if what == "bases" else r.rate
-    return LossAware(net, domain, rate * left, other_rate=r.other_rate * left)
+    return LossAware(net, domain, rate, other_rate=r.other_rate)
 
 
 def _epoch(
@@ -194,7 +192,9 @@ def _epoch(
     codes = {name: net[name].codes.clone() for name in net.names}
     total = torch.zeros(())
     assert run.optimizer is not None
+    begun, whole = len(run.history) - 1, len(r.epochs())
     for step in range(steps):
+        run.optimizer.anneal(1 - (begun + step / steps) / whole)
         chosen = order[step * r.batch : (step + 1) * r.batch]
         batch = x[chosen] if augment is None else augment(x[chosen], run.generator)
         if teacher is not None:

@@ -18,7 +18,15 @@ from torch.fx import GraphModule, Node
 
 from bitwright.errors import BitwrightError
 from bitwright.network.modes import evaluating
-from bitwright.network.ops import CLIPS, CONSTANT, IDENTITY, LAYERS, TABLES, VALUE_PRESERVING, aten
+from bitwright.network.ops import (
+    CONSTANT,
+    IDENTITY,
+    LAYERS,
+    TABLES,
+    VALUE_PRESERVING,
+    aten,
+    clip_ends,
+)
 
 
 def attribute(module: nn.Module, name: str) -> Tensor:
@@ -192,12 +200,7 @@ def _clip_first(module: GraphModule) -> None:
 
 def _keeps_zero(node: Node) -> bool:
     """Whether `node` is a clip that never falls and gives zero for zero, as padding has it."""
-    if node.target in (aten.relu.default, aten.relu6.default):
-        return True
-    if node.target not in CLIPS:
-        return False
-    ends: list[Any] = [*node.args[1:3], None, None]
-    low, high = ends[:2]
+    low, high = clip_ends(node)
     return (
         not (low is None and high is None)
         and all(v is None or isinstance(v, int | float) for v in (low, high))

@@ -24,6 +24,7 @@ from bitwright.network.ops import (
     UNSUPPORTED,
     VALUE_PRESERVING,
     aten,
+    clip_ends,
     is_clip_at_zero,
     is_lookup,
 )
@@ -396,15 +397,10 @@ def _ceilings(nodes: Sequence[Node]) -> dict[Node, float]:
     """The largest value that a clip lets through to each node, inf where there is none."""
     known: dict[Node, float] = {}
     for node in nodes:
+        high = clip_ends(node)[1]
         found: Any = math.inf
-        if node.target is aten.relu6.default:
-            found = 6.0
-        elif node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) > 2:
-            high = node.args[2]
-            if high is not None:  # what is computed fails where somebody needs it
-                found = float(high) if isinstance(high, int | float) else high
-        elif node.target is aten.hardtanh.default:
-            found = 1.0
+        if high is not None:  # what is computed fails where somebody needs it
+            found = float(high) if isinstance(high, int | float) else high
         elif node.target in VALUE_PRESERVING and isinstance(node.args[0], Node):
             found = known[node.args[0]]
         known[node] = found

@@ -184,13 +184,28 @@ def is_lookup(node: Node) -> bool:
     return node.target in TABLES
 
 
+def clip_ends(node: Node) -> tuple[Any, Any]:
+    """What `node` clips its first argument to, from below and from above; None where it does not.
+
+    An end may be computed: a node. Of anything but :data:`CLIPS`, (None, None).
+    """
+    if node.target is aten.relu.default:
+        return 0, None
+    if node.target is aten.relu6.default:
+        return 0, 6
+    if node.target not in CLIPS:
+        return None, None
+    default = (-1, 1) if node.target is aten.hardtanh.default else (None, None)
+    given = (*node.args[1:3], *default[len(node.args) - 1 :])
+    names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
+    low, high = (node.kwargs.get(n, v) for n, v in zip(names, given, strict=True))
+    return low, high
+
+
 def is_clip_at_zero(node: Node) -> bool:
     """Whether `node` clips at zero from below, so that a zero point of 0 makes it free."""
-    if node.target in (aten.relu.default, aten.relu6.default):
-        return True
-    if node.target in (aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default):
-        return len(node.args) > 1 and bool(node.args[1] == 0)
-    return False
+    low = clip_ends(node)[0]
+    return isinstance(low, int | float) and low == 0
 
 
 def is_mean_over_space(node: Node) -> bool:

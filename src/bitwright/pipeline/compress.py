@@ -16,7 +16,8 @@ from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.judge import Judgement
-from bitwright.pipeline.run import Progress, Run, _silent
+from bitwright.pipeline.measured import Progress, silent
+from bitwright.pipeline.run import Run
 from bitwright.pipeline.settings import Settings
 from bitwright.pipeline.summarize import summarize
 from bitwright.pipeline.tasks import task_of
@@ -81,7 +82,7 @@ def compress(
     budget: str | None = None,
     out: str | Path,
     test: Tensor | tuple[Tensor, Tensor] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     **options: Any,
 ) -> Result:
     """Make a trained network small: a file that runs in a stock ONNX Runtime, and a report.

@@ -13,7 +13,8 @@ from bitwright.curvature.divergence import per_sample
 from bitwright.network import join
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.keep import PruneSettings
-from bitwright.pipeline.run import Progress, Run
+from bitwright.pipeline.measured import Progress
+from bitwright.pipeline.run import Run
 from bitwright.pipeline.settings import Settings
 from bitwright.prune import Coupling, Rows, Selection, Sizes, compensated, mixed, pruned, select
 from bitwright.task import Task

@@ -37,8 +37,9 @@ from bitwright.pipeline.keep import (
     check_prune_settings,
     within_latency,
 )
+from bitwright.pipeline.measured import Progress, silent, with_test_rows
 from bitwright.pipeline.mixed import mixed_selection
-from bitwright.pipeline.run import Progress, Run, _silent, _with_test_rows
+from bitwright.pipeline.run import Run
 from bitwright.pipeline.settings import Settings
 from bitwright.pipeline.store import Store
 from bitwright.pipeline.tasks import task_of
@@ -114,7 +115,7 @@ def prune(
     keep: str = "50%",
     out: str | Path,
     test: Tensor | tuple[Tensor, Tensor] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     **options: Any,
 ) -> Pruned:
     """Remove the channels, heads and widths whose removal loses least (HAP, arXiv 2101.08940).
@@ -145,11 +146,11 @@ def run_prune(
     task: Task,
     settings: PruneSettings,
     folder: Path,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     budget: str | None = None,
 ) -> Pruned:
     """:func:`prune` for a task that is checked; `budget` is that of the compression to follow."""
-    task = _with_test_rows(task)
+    task = with_test_rows(task)
     if settings.keep == AUTO and budget is None:
         raise BitwrightError("--keep auto weighs removal against bits; give --budget as well")
     generator = torch.Generator().manual_seed(settings.seed)
@@ -425,7 +426,7 @@ def prune_and_compress(
     folder: Path,
     name: str,
     command: str,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     **options: Any,
 ) -> tuple[Result, Summary]:
     """Search, quantize and export what pruning has left: one folder and one report.
@@ -438,7 +439,7 @@ def prune_and_compress(
         budget, options: as for :func:`bitwright.compress`.
         name, command: for the report.
     """
-    whole = _with_test_rows(task)
+    whole = with_test_rows(task)
     notes = (*whole.notes, found.note)
     small = replace(whole, model=found.module, notes=notes)
     run = Run(small, Settings(budget=parse_budget(budget), **options), folder, progress)

@@ -265,7 +265,8 @@ def _verification(found: Found) -> Verification:
         tensors=found.tensors,
         equal=found.equal,
         differing=tuple(
-            (d.name, d.fraction, d.max_step, d.reason or "unexplained") for d in found.differing
+            (d.name, d.fraction, d.max_step, d.reason or "unexplained")
+            for d in sorted(found.differing, key=lambda d: (-d.max_step, -d.fraction, d.name))
         ),
         first_difference=found.differing[0].name if found.differing else None,
         same_class=found.same_class,
@@ -273,4 +274,5 @@ def _verification(found: Found) -> Verification:
         convolutions=found.convolutions,
         runtime=found.runtime,
         images=found.rows,
+        why=found.why,
     )

@@ -20,7 +20,7 @@ from bitwright.report.words import (
 )
 
 #: a search whose values span more than this factor gets a logarithmic axis
-_WIDE = 8.0
+_WIDE = 3
 
 
 def waterfall(summary: Summary) -> str:

@@ -133,13 +133,14 @@ class Verification:
     Attributes:
         ok: passed.
         tensors, equal: integer tensors compared, and equal in every element.
-        differing: (name, share of elements, largest difference in steps, reason) of the others, in
-            the order of the graph.
-        first_difference: name of the first that differs; None if all are equal.
+        differing: (name, share of elements, largest difference in steps, reason) of the others, the
+            worst first.
+        first_difference: name of the first in the graph that differs; None if all are equal.
         same_class: share of inputs with the same largest output.
         qlinear_convs, convolutions: fused integer ones in the runtime's graph, and all.
         runtime: its name and version.
         images: inputs compared.
+        why: what it failed by, in words; empty where it passed.
     """
 
     ok: bool
@@ -152,6 +153,7 @@ class Verification:
     convolutions: int
     runtime: str
     images: int
+    why: str = ""
 
 
 @dataclass(frozen=True)
