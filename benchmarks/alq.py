@@ -1,8 +1,7 @@
 """Multi-bit networks (ALQ): beside float, beside uniform grids trained alike, and their kernel.
 
 Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels, choice. What
-is
-trained is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state
+is trained is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state
 after each epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data folder,
 Fashion-MNIST as `alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and `$BITWRIGHT_ALQ_BITS` (2,1;
 of `resnet20`) may be fewer where time is short, as may `$BITWRIGHT_ALQ_EPOCHS` (24; of each of its
