@@ -77,7 +77,10 @@ def load_nodes(path: Path, *, normalize: bool = True) -> Data:
 
 
 def load_graphs(path: Path) -> list[Data]:
-    """Many labelled graphs: x (tags one-hot, or standardized degrees where all tags are 0), y.
+    """Many labelled graphs: x and y; tags one-hot, or degrees where all tags are 0.
+
+    Degrees are standardized logarithms, `(log(1 + d) − mean) / deviation`: a hub of a thousand
+    neighbours would leave no difference between nodes of one, two and three.
 
     Raises:
         BitwrightError: it cannot be read, or is not in the form of powerful-gnns.
@@ -94,13 +97,13 @@ def load_graphs(path: Path) -> list[Data]:
     if not found:
         raise BitwrightError(f"{path} has no graphs")
     tags = torch.cat([graph.tag for graph in found]).unique()
-    degrees = torch.cat([_degrees(graph) for graph in found])
+    degrees = torch.cat([_log_degrees(graph) for graph in found])
     mean, deviation = degrees.mean(), degrees.std().clamp(min=1e-12)
     for graph in found:
         if len(tags) > 1:
             graph.x = torch.eye(len(tags))[torch.searchsorted(tags, graph.tag)]
         else:
-            graph.x = ((_degrees(graph) - mean) / deviation)[:, None]
+            graph.x = ((_log_degrees(graph) - mean) / deviation)[:, None]
         del graph.tag
     return found
 
@@ -126,9 +129,9 @@ def _graph(numbers: Iterator[int]) -> Data:
     )
 
 
-def _degrees(graph: Data) -> Tensor:
+def _log_degrees(graph: Data) -> Tensor:
     nodes = int(graph.num_nodes or 0)
-    return torch.bincount(graph.edge_index[1], minlength=nodes).float()
+    return torch.bincount(graph.edge_index[1], minlength=nodes).float().log1p()
 
 
 def _within(places: np.ndarray, count: int) -> bool:
