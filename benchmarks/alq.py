@@ -1,7 +1,7 @@
 """Multi-bit networks (ALQ): beside float, beside uniform grids trained alike, and their kernel.
 
-Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels. Every finished
-training is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state
+Parts (`--only`): lenet, stretch, fashion, resnet20, curvature, activations, kernels, choice. What
+is trained is kept in `$BITWRIGHT_ALQ_CACHE` (default: the folder of temporary files), and its state
 after each epoch, so that a killed part goes on. MNIST and CIFAR-10 come from the data folder,
 Fashion-MNIST as `alq_networks.py` says. `$BITWRIGHT_ALQ_SEEDS` (3) and `$BITWRIGHT_ALQ_BITS` (2,1;
 of `resnet20`) may be fewer where time is short, as may `$BITWRIGHT_ALQ_EPOCHS` (24; of each of its
@@ -23,6 +23,7 @@ from typing import Any
 import alq_rivals
 import harness
 import torch
+from alq_choice import choice
 from alq_kernels import kernels
 from alq_networks import Case, accuracy, answers, embedded, lenet, resnet20, softened, vgg
 from harness import Rows
@@ -288,6 +289,7 @@ PARTS = {
     "curvature": curvature,
     "activations": activations,
     "kernels": kernels,
+    "choice": lambda rows, quick: choice(rows, quick, CACHE),
 }
 
 if __name__ == "__main__":

@@ -34,7 +34,12 @@ def read(path: str) -> dict:
     program = json.loads(zlib.decompress(tensors["program"]))
     grid = np.frombuffer(zlib.decompress(tensors["grid"]), np.uint8).astype(int)
     width = grid % 16
+    own = width > 8  # channels of bases: their codes are sums of coordinates
+    width = np.where(own, width - 8, width)
     zero = np.float32(2**width - grid // 16) / 2  # stored in half steps
+    numbers = tensors.get("coordinates", np.zeros(0, np.uint8)) / np.float32(2)
+    coordinates = iter(np.split(numbers, np.cumsum(width[own] + 1)[:-1]))
+    sums = {r: next(coordinates) for r in np.flatnonzero(own)}
     scale, bias = tensors["scale"].astype(np.float32), tensors["bias"]
     shapes = [shape for _, *shape in program["layers"]]  # the first number is a place in the graph
     fans = np.repeat([math.prod(s[1:]) for s in shapes], [s[0] for s in shapes])
@@ -43,7 +48,11 @@ def read(path: str) -> dict:
     rows = [np.zeros(0, np.float32)] * len(width)
     for b in codes:  # channels of one width follow one another in their own order
         for r in np.flatnonzero(width == b):
-            rows[r] = (codes[b][: fans[r]] - zero[r]) * scale[r]
+            level = codes[b][: fans[r]]
+            if own[r]:  # the zero stands behind the coordinates
+                *each, zero[r] = sums[r]
+                level = sum((level >> i & 1) * d for i, d in enumerate(each))
+            rows[r] = (level - zero[r]) * scale[r]
             codes[b] = codes[b][fans[r] :]
     for place, *shape in program["layers"]:  # the node that calls a layer names its parameters
         args = program["graph"][place][2]

@@ -182,7 +182,7 @@ def test_descent_is_descent_taken_literally():
         ("step * (step + 2 * pull) < 0", "step * (step + pull) < 0"),
         ("slope += steps @ h[:, a:b]", "slope -= steps @ h[:, a:b]"),
         ("inside += step", "inside -= step"),
-        ("now - pull, s", "now - 0.5 * pull, s"),
+        ("s * at - pull", "s * at - 0.5 * pull"),
     ],
 )
 def test_wrong_descent_is_seen(old: str, new: str):

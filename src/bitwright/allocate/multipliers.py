@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import linprog
 
-from bitwright.allocate.problem import Problem, all_costs
+from bitwright.allocate.problem import Problem, all_costs, feasible_range, merged
 
 #: tangents at most, and how close the bound has to come, as a share of what widths can gain; the
 #: linear program's own tolerance ends the search a little earlier or later
@@ -44,6 +44,17 @@ def multipliers(whole: Problem) -> tuple[np.ndarray, float]:
 
     room = bounds - costs[:, rows, narrowest].sum(axis=1)
     return highest(cheapest, bounds, room, float(whole.loss[rows, narrowest].sum()))
+
+
+def price(problem: Problem) -> float:
+    """What a bit of the budget is worth in loss: its multiplier in the linear relaxation.
+
+    0 where the budget does not bind, and where no plan but the narrowest fits.
+    """
+    whole, _ = merged(problem)
+    if problem.budget < feasible_range(problem)[0]:
+        return 0.0
+    return float(multipliers(whole)[0][0])
 
 
 def highest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Plan:
         loss: predicted total.
         budget: the bound it was made for, in bits.
         limits: totals of what the problem's limits and products bound.
+        bases: bool [n], items whose width is a number of bases; none of them where it is empty.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Plan:
     loss: float
     budget: int
     limits: tuple[Total, ...] = ()
+    bases: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @property
     def bits(self) -> np.ndarray:
@@ -57,7 +59,8 @@ class Plan:
     @property
     def key(self) -> bytes:
         """What tells two plans of one problem apart."""
-        return np.asarray(self.choice, dtype=np.uint8).tobytes()
+        own = self.bases.tobytes() if self.bases.any() else b""
+        return np.asarray(self.choice, dtype=np.uint8).tobytes() + own
 
 
 def make_plan(problem: Problem, choice: np.ndarray, method: str) -> Plan:
@@ -86,8 +89,9 @@ def make_plan(problem: Problem, choice: np.ndarray, method: str) -> Plan:
         raise ValueError(f"{method}: tied items differ")
     loss = float(problem.loss[rows, choice].sum())
     return Plan(
-        method, problem.names, problem.choices, choice, cost, loss, problem.budget, tuple(totals)
-    )
+        method, problem.names, problem.choices, choice, cost, loss, problem.budget, tuple(totals),
+        problem.bases[rows, choice],
+    )  # fmt: skip
 
 
 def to_json(plan: Plan) -> str:
@@ -105,12 +109,27 @@ def to_json(plan: Plan) -> str:
     }
     if plan.limits:
         found["limits"] = [asdict(t) for t in plan.limits]
-    return json.dumps({**found, "bits": layers}, indent=1)
+    found["bits"] = layers
+    if plan.bases.any():
+        found["bases"] = _bases(plan)
+    return json.dumps(found, indent=1)
+
+
+def _bases(plan: Plan) -> dict[str, list[int]]:
+    """The channels of each layer whose width is a number of bases."""
+    found: dict[str, list[int]] = {}
+    places: dict[str, int] = {}
+    for name, own in zip(plan.names, plan.bases.tolist(), strict=True):
+        layer = name.rpartition("[")[0] or name
+        place = places[layer] = places.get(layer, -1) + 1
+        if own:
+            found.setdefault(layer, []).append(place)
+    return found
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What stands in `plan.json`: widths by layer; the rest as in :class:`Plan`."""
+    """What stands in `plan.json`: widths, channels of bases by layer; else as :class:`Plan`."""
 
     schema: int
     method: str
@@ -120,6 +139,7 @@ class Stored:
     budget_bits: int
     bits: dict[str, tuple[int, ...]]
     limits: tuple[Total, ...] = ()
+    bases: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def read_json(text: str | bytes) -> Stored:
@@ -143,7 +163,8 @@ def from_json(text: str | bytes, problem: Problem) -> Plan:
     """A stored (or edited) plan, priced again on `problem`.
 
     The budget and the bounds of limits are the plan's own; of limits that only one of the two
-    knows, the problem's are kept and the plan's, which cannot be priced, are dropped.
+    knows, the problem's are kept and the plan's, which cannot be priced, are dropped. Channels of
+    bases follow from widths and the problem.
 
     Raises:
         BitwrightError: not a plan, of another schema, or for other layers.
@@ -178,6 +199,12 @@ def from_json(text: str | bytes, problem: Problem) -> Plan:
     products = [replace(p, bound=bounds.get(p.name, p.bound)) for p in problem.products]
     bound = problem.with_budget(budget).with_limits(*limits).with_products(*products)
     try:
-        return make_plan(bound, choice, stored.method)
+        found = make_plan(bound, choice, stored.method)
     except ValueError as error:
         raise BitwrightError(f"the plan does not fit the problem: {error}") from error
+    if stored.bases and {k: list(v) for k, v in stored.bases.items()} != _bases(found):
+        raise BitwrightError(
+            "the plan's channels of bases are not those that its widths have at its budget; take "
+            "the entry `bases` out, and they follow from the widths"
+        )
+    return found

@@ -72,6 +72,8 @@ class Problem:
         part: int64 [n], 0 or 1: items of different kinds, such as weights and activations; all 0
             where not given. Searches over ratios have ratios for each part.
         products: bounds on products of the parts' widths.
+        bases: bool [n, m], where the width is that of a sum of bases, priced as such; nowhere where
+            not given.
 
     Raises:
         ValueError: shapes, order or values are not as above.
@@ -87,12 +89,15 @@ class Problem:
     limits: tuple[Limit, ...] = ()
     part: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     products: tuple[Product, ...] = ()
+    bases: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
 
     def __post_init__(self) -> None:
         shape = (len(self.names), len(self.choices))
+        if not self.bases.size:
+            object.__setattr__(self, "bases", np.zeros(shape, dtype=bool))
         if not len(self.part):
             object.__setattr__(self, "part", np.zeros(shape[0], dtype=np.int64))
-        for name in ("loss", "cost", "allowed"):
+        for name in ("loss", "cost", "allowed", "bases"):
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {shape}")
         if self.tie.shape != shape[:1]:

@@ -18,23 +18,70 @@ All rows go at once, each on its own grid; they do not touch each other.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from bitwright.arith.grid import nearest_codes, positions_of
 
 #: columns whose corrections reach the later ones in one product
 _BLOCK = 32
 
 
+@dataclass(frozen=True)
+class Levels:
+    """Levels `s · (p(v) − z/2)` of rows in groups.
+
+    Attributes:
+        scale, half, top: float64 [G, r]; s, z/2 and the largest code.
+        coordinates: int64 [G, r, 4] of multi-bit rows, zeros in uniform ones; None: all are.
+    """
+
+    scale: Tensor
+    half: Tensor
+    top: Tensor
+    coordinates: Tensor | None = None
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """The nearest codes, float64 [G, r, K], clipped to the grid."""
+        scale, half, top = (t[..., None] for t in (self.scale, self.half, self.top))
+        found = nearest(weight, scale, half, top)
+        if self.coordinates is None:
+            return found
+        own = self.coordinates[..., 0] > 0
+        at = weight[own] / scale[own] + half[own]
+        bits = (self.coordinates[own] > 0).sum(-1)
+        found[own] = nearest_codes(at, self.coordinates[own], bits).to(found.dtype)
+        return found
+
+    def steps(self, codes: Tensor) -> Tensor:
+        """`p(v) − z/2` of codes [G, r, K]."""
+        if self.coordinates is None:
+            return codes - self.half[..., None]
+        table = positions_of(self.coordinates).to(codes.dtype)
+        inside = codes.long().clamp(max=table.shape[-1] - 1)
+        own = self.coordinates[..., :1] > 0
+        return torch.where(own, table.gather(-1, inside), codes) - self.half[..., None]
+
+
 def round_columns(
-    weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, top: Tensor, damping: float
+    weight: Tensor,
+    gram: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    top: Tensor,
+    damping: float,
+    coordinates: Tensor | None = None,
 ) -> Tensor:
-    """Codes `v` of `s · (v − z/2)`, 0 to `top`, float64 [G, r, K].
+    """Codes `v` of `s · (p(v) − z/2)`, 0 to `top`, float64 [G, r, K].
 
     Args:
         weight: [G, r, K], groups of r rows that read the same K inputs.
         gram: symmetric, positive semi-definite H of each group, [G, K, K].
         scale, zero, top: of every row, [G, r]; zero in half steps.
         damping: `λ = damping · mean H_ii`; the larger, the nearer to rounding to nearest.
+        coordinates: of multi-bit rows, as in :class:`Levels`.
     """
     count = weight.shape[2]
     w, h = weight.double(), gram.double()
@@ -42,15 +89,15 @@ def round_columns(
     order = diagonal.argsort(dim=1, descending=True, stable=True)
     w = w.gather(2, order[:, None].expand_as(w))
     u = inverse_factor(damped(h, damping), order)
-    s, half, most = scale.double(), zero.double() / 2, top.double()
+    levels = Levels(scale.double(), zero.double() / 2, top.double(), coordinates)
     codes = torch.empty_like(w)
     for a in range(0, count, _BLOCK):
         b = min(a + _BLOCK, count)
         errors = torch.empty_like(w[:, :, a:b])
         for i in range(a, b):
-            v = nearest(w[:, :, i], s, half, most)
-            e = (w[:, :, i] - s * (v - half)) / u[:, i, i, None]
-            codes[:, :, i], errors[:, :, i - a] = v, e
+            v = levels.nearest(w[:, :, i : i + 1])
+            e = (w[:, :, i] - levels.scale * levels.steps(v)[..., 0]) / u[:, i, i, None]
+            codes[:, :, i], errors[:, :, i - a] = v[..., 0], e
             w[:, :, i + 1 : b] -= e[:, :, None] * u[:, None, i, i + 1 : b]
         w[:, :, b:] -= errors @ u[:, a:b, b:]
     return codes.gather(2, order.argsort(dim=1)[:, None].expand_as(codes))
@@ -64,17 +111,20 @@ def descend(
     zero: Tensor,
     top: Tensor,
     sweeps: int = 3,
+    coordinates: Tensor | None = None,
 ) -> Tensor:
     """Codes with an error no larger, from at most `sweeps` times over all weights; as above.
 
     Args:
         codes: float64 [G, r, K], integers.
-        weight, gram, scale, zero, top: as for :func:`round_columns`; gram with a positive diagonal.
+        weight, gram, scale, zero, top, coordinates: as for :func:`round_columns`; gram with a
+            positive diagonal.
     """
     count = codes.shape[2]
     v, h, w = codes.clone(), gram.double(), weight.double()
-    s, half, most = scale.double(), zero.double() / 2, top.double()
-    slope = (s[..., None] * (v - half[..., None]) - w) @ h
+    levels = Levels(scale.double(), zero.double() / 2, top.double(), coordinates)
+    s = levels.scale
+    slope = (s[..., None] * levels.steps(v) - w) @ h
     for _ in range(sweeps):
         moved = False
         for a in range(0, count, _BLOCK):
@@ -82,13 +132,13 @@ def descend(
             steps = torch.zeros_like(v[:, :, a:b])
             inside = slope[:, :, a:b].clone()
             for i in range(a, b):
-                now = s * (v[:, :, i] - half)
+                at = levels.steps(v[:, :, i : i + 1])[..., 0]
                 pull = inside[:, :, i - a] / h[:, i, i, None]
-                better = nearest(now - pull, s, half, most)
-                step = s * (better - v[:, :, i])
+                better = levels.nearest((s * at - pull)[..., None])
+                step = s * (levels.steps(better)[..., 0] - at)
                 gains = step * (step + 2 * pull) < 0
                 step = torch.where(gains, step, 0.0)
-                v[:, :, i] = torch.where(gains, better, v[:, :, i])
+                v[:, :, i] = torch.where(gains, better[..., 0], v[:, :, i])
                 steps[:, :, i - a] = step
                 inside += step[:, :, None] * h[:, None, i, a:b]
             if steps.any():

@@ -16,14 +16,14 @@ REMEMBERED = (
     "activations", "epochs", "order", "seed", "skip", "evaluations", "calibration_rows", "device",
     "max_bops", "max_latency", "profile", "score", "rounding", "ranges", "granularity", "batch",
     "processes", "augment", "temperature", "rate", "equalize", "refit_head",
-    "accumulator", "accumulator_kind", "accumulator_mode",
+    "accumulator", "accumulator_kind", "accumulator_mode", "levels",
 )  # fmt: skip
 
 
 #: options that runs of earlier versions did not have
 YOUNGER = {
     "ranges": None, "granularity": "edge", "refit_head": False, "accumulator": None,
-    "accumulator_kind": "wrap", "accumulator_mode": "guaranteed",
+    "accumulator_kind": "wrap", "accumulator_mode": "guaranteed", "levels": "uniform",
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def _may_be(name: str, value: object) -> bool:
         and name
         not in (
             *("method", "score", "activations", "rounding", "order", "device", "granularity"),
-            *("accumulator_kind", "accumulator_mode"),
+            *("accumulator_kind", "accumulator_mode", "levels"),
         )
     )
 

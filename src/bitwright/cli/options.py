@@ -61,6 +61,10 @@ Rounding = Annotated[
     str,
     typer.Option(help="nearest; feedback: weights make up for each other's errors; or learned."),
 ]
+Levels = Annotated[
+    str,
+    typer.Option(help="Of a channel: uniform; or multi-bit: sums of 2 to 4 bases where they pay."),
+]
 Epochs = Annotated[int, typer.Option(help="Of fine-tuning; 0 skips it.")]
 Order = Annotated[
     str,

@@ -50,6 +50,7 @@ def assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
             max_latency=given["max_latency"],
             profile=given["profile"],
             rounding=given["rounding"],
+            levels=given["levels"],
             ranges=given["ranges"],
             granularity=given["granularity"],
             equalize=given["equalize"],

@@ -4,7 +4,9 @@ Tensors (all flat; R output channels in the order of layers, G tied groups of ac
 
 | name | type | what |
 |---|---|---|
-| `grid` | uint8, zlib | of each channel `width + 16 · (2^width − zero)`, zero in half steps |
+| `grid` | uint8, zlib | of each channel `width + 16 · (2^width − zero)`, zero in half steps; |
+| | | `8 + bases` of one of 2 to 4 bases, whose width that is |
+| `coordinates` | uint8 | of each channel of bases, its coordinates and zero, in half steps |
 | `scale` | float16 [R]; float32 [R] if one of them is no float16 number | step of each channel |
 | `bias` | float32 [channels but those of embeddings] | |
 | `bytes`, `nibbles`, `pairs`, `singles` | uint8 | packed codes (:mod:`bitwright.arith.packing`) |
@@ -34,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitwright.arith.grid import fits_container
+from bitwright.arith.grid import Grid, are_bases, fits_container, joined
 from bitwright.arith.packing import codes_by_width, pack, rows_by_width
 from bitwright.deploy.programs import free_tensors, program_limits, require_storable
 from bitwright.deploy.rebuild import MOST_SPARE, STREAMS, rebuild
@@ -43,7 +45,7 @@ from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.network import Layer, Network
 from bitwright.network.program import to_json
-from bitwright.quantize import Quantized, QuantizedLayer
+from bitwright.quantize import Quantized, QuantizedLayer, coordinate_bytes
 
 SCHEMA = 2
 #: what reads artefacts of other kinds
@@ -80,6 +82,9 @@ def save(quantized: Quantized, path: Path, metadata: Mapping[str, Any]) -> None:
         "scale": (half if torch.equal(half.float(), scale) else scale).numpy(),
         "bias": torch.cat([s.bias for s in stored]).numpy(),
     }
+    grid = joined([s.grid for s in stored])
+    if bool(grid.multibit.any()):
+        tensors["coordinates"] = coordinates(grid)
     rows = rows_by_width([s.grid.bits.numpy() for s in stored])
     codes = codes_by_width([s.codes.numpy() for s in stored], rows)
     for plane, data in pack(codes).items():
@@ -109,13 +114,25 @@ def symbols(layer: Layer, stored: QuantizedLayer) -> np.ndarray:
         BitwrightError: a zero point that does not fit.
     """
     bits, zero = stored.grid.bits, stored.grid.zero
-    spare = 2**bits - zero
-    if not bool((fits_container(bits, zero) & (spare >= 0) & (spare <= MOST_SPARE)).all()):
+    spare, own = 2**bits - zero, stored.grid.multibit
+    right = fits_container(bits, zero) & (spare >= 0) & (spare <= MOST_SPARE)
+    if stored.grid.coordinates is not None:
+        right = torch.where(own, are_bases(bits, zero, stored.grid.coordinates), right)
+    if not bool(right.all()):
         raise BitwrightError(
             f"layer {layer.name!r} has zero points that cannot be stored; they must lie within "
             f"{MOST_SPARE} half steps below 2^bits and in the 8-bit container"
         )
-    return (bits + 16 * spare).numpy().astype(np.uint8)
+    return torch.where(own, 8 + bits, bits + 16 * spare).numpy().astype(np.uint8)
+
+
+def coordinates(grid: Grid) -> np.ndarray:
+    """Coordinates and zero of each channel of bases, one after another, uint8, flat."""
+    own = grid.multibit
+    assert grid.coordinates is not None
+    each = torch.cat([grid.coordinates, grid.zero[:, None]], 1)[own]
+    there = torch.cat([grid.coordinates > 0, torch.ones(len(own), 1, dtype=torch.bool)], 1)[own]
+    return each[there].numpy().astype(np.uint8)
 
 
 def _compressed(content: bytes) -> np.ndarray:
@@ -169,8 +186,15 @@ def load(path: Path) -> Artefact:
         raise BitwrightError(f"{path} is damaged: {reason[0][:300]}") from error
 
 
-def stored_bytes(network: Network, bits: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """What a plan must cost: packed codes, scales, zero points, widths, biases, in bytes."""
+def stored_bytes(
+    network: Network,
+    bits: Mapping[str, np.ndarray],
+    bases: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, int]:
+    """What a plan must cost: packed codes, scales, zero points, widths, biases, in bytes.
+
+    With `bases`, layer name -> bool [rows], also the coordinates of those rows.
+    """
     codes = sum(int(bits[la.name].sum()) * la.fan_in for la in network.layers)
     rows = sum(la.rows for la in network.layers)
     biased = sum(la.rows for la in network.layers if la.bias)
@@ -180,4 +204,9 @@ def stored_bytes(network: Network, bits: Mapping[str, np.ndarray]) -> dict[str, 
         "zero points": rows,
         "widths": rows,
         "biases": 4 * biased,
+        **({} if bases is None else {"coordinates": _coordinate_bytes(bits, bases)}),
     }
+
+
+def _coordinate_bytes(bits: Mapping[str, np.ndarray], bases: Mapping[str, np.ndarray]) -> int:
+    return sum(int(coordinate_bytes(bits[name][own]).sum()) for name, own in bases.items())

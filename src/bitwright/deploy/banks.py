@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from bitwright.arith.grid import Grid
+from bitwright.arith.grid import Grid, joined
 from bitwright.network import Layer
 from bitwright.quantize import Quantized
 
@@ -45,7 +45,7 @@ def banks(quantized: Quantized) -> list[Bank]:
     found = []
     for tail in sorted(members, key=len):
         stored = [quantized.layers[layer.name] for layer in members[tail]]
-        grid = Grid(*(torch.cat([getattr(s.grid, f.name) for s in stored]) for f in fields(Grid)))
+        grid = joined([s.grid for s in stored])
         codes = torch.cat([s.codes for s in stored]).numpy()
         found.append(Bank(tuple(members[tail]), grid, codes))
     return found

@@ -51,6 +51,11 @@ def write(quantized: Quantized, folder: Path) -> Written:
             "the flat binary has one width for an activation, and this network has them by "
             "channel; compress it with --granularity edge"
         )
+    if any(bool(stored.grid.multibit.any()) for stored in quantized.layers.values()):
+        raise BitwrightError(
+            "the flat binary has uniform grids, and this network has channels of bases; compress "
+            "it with --levels uniform"
+        )
     content = binary(quantized)
     files = (
         put(folder / "model.bin", content),

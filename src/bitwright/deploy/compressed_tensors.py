@@ -23,6 +23,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
+from bitwright.arith.grid import container
 from bitwright.deploy.written import Written
 from bitwright.errors import BitwrightError
 from bitwright.files import put
@@ -38,7 +39,9 @@ def signed(stored: QuantizedLayer) -> tuple[Tensor, Tensor]:
     odd = zero % 2 == 1
     codes = stored.codes.to(torch.int16)
     q = torch.where(odd, 2 * codes - zero, codes - zero // 2)
-    return q, torch.where(odd[:, 0], stored.grid.scale / 2, stored.grid.scale)
+    own = stored.grid.multibit  # as they lie in the container
+    q = torch.where(own[:, None], container(stored.codes, stored.grid)[0], q)
+    return q, torch.where(odd[:, 0] | own, stored.grid.scale / 2, stored.grid.scale)
 
 
 def width(q: Tensor, widths: tuple[int, ...]) -> int:

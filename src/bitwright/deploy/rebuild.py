@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.arith.grid import Grid, fits_container
+from bitwright.arith.grid import BASES, Grid, are_bases, fits_container
 from bitwright.arith.packing import unpack
 from bitwright.deploy.programs import captured, inflated, layer_shapes, read_program
 from bitwright.network import Edge, Network, fresh_edges
@@ -27,7 +27,7 @@ from bitwright.quantize.channel_widths import divisible
 STREAMS = {8: "bytes", 4: "nibbles", 2: "pairs", 1: "singles"}
 #: half steps that a zero point may lie below 2^width
 MOST_SPARE = 15
-_KNOWN = {"grid", "scale", "bias", "edge_scale", "program", *STREAMS.values()}
+_KNOWN = {"grid", "scale", "bias", "edge_scale", "program", "coordinates", *STREAMS.values()}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def rebuild(tensors: dict[str, np.ndarray]) -> Quantized:
     strange = [name for name in tensors if name not in _KNOWN and name[:2] != "f:"]
     if missing or strange:
         raise ValueError(f"it lacks {sorted(missing)} and has unknown {strange[:3]!r:.100}")
-    for name in ("grid", "program", *STREAMS.values()):
+    for name in ("grid", "program", "coordinates", *STREAMS.values()):
         if name in tensors and (tensors[name].dtype != np.uint8 or tensors[name].ndim != 1):
             raise ValueError(f"its {name} is no row of bytes")
     program = read_program(Program, tensors)
@@ -104,20 +104,48 @@ def _layers(
     symbols = np.frombuffer(inflated(tensors["grid"], sum(rows) + 1, "grid"), np.uint8)
     if len(symbols) != sum(rows):
         raise ValueError(f"widths of {len(symbols)} channels do not fit {sum(rows)}")
-    bits = torch.from_numpy((symbols % 16).astype(np.int64))
-    zero = 2**bits - torch.from_numpy((symbols // 16).astype(np.int64))
-    if not bool(fits_container(bits, zero).all()):
-        raise ValueError("widths or zero points do not fit the 8-bit container")
+    bits, zero, own = _row_grids(symbols, tensors.get("coordinates", np.zeros(0, np.uint8)))
     scale = torch.from_numpy(tensors["scale"].astype(np.float32))
     bias = torch.from_numpy(np.array(tensors["bias"]))
     widths = [b.numpy() for b in bits.split(rows)]
     codes = _codes(widths, fans, tensors)
     found = {}
-    cut = [value.split(rows) for value in (bits, scale, zero)] + [bias.split(biases)]
-    for (weight, _, _), matrix, b, s, z, offset in zip(shapes, codes, *cut, strict=True):
-        grid = Grid(b.clone(), s.clone(), z.clone())
+    cut = [value.split(rows) for value in (bits, scale, zero, own)] + [bias.split(biases)]
+    for (weight, _, _), matrix, b, s, z, d, offset in zip(shapes, codes, *cut, strict=True):
+        grid = Grid(b.clone(), s.clone(), z.clone(), d.clone() if bool(d.any()) else None)
         found[weight.removesuffix(".weight")] = QuantizedLayer(matrix, grid, offset.clone())
     return found
+
+
+def _row_grids(symbols: np.ndarray, stored: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Widths and zero points [rows] and coordinates [rows, 4] of all channels, int64.
+
+    Args:
+        symbols: `grid`, a byte a channel; stored: `coordinates`.
+    """
+    symbols = symbols.astype(np.int64)
+    bases = symbols % 16 - 8
+    own = np.isin(bases, BASES) & (symbols // 16 == 0)
+    bits = np.where(own, bases, symbols % 16)
+    zero = 2**bits - symbols // 16
+    if not bool(
+        (torch.from_numpy(own) | fits_container(*map(torch.from_numpy, (bits, zero)))).all()
+    ):
+        raise ValueError("widths or zero points do not fit the 8-bit container")
+    counts = bits[own] + 1
+    if len(stored) != counts.sum():
+        raise ValueError(f"{len(stored)} bytes of coordinates do not fit its channels of bases")
+    each = np.zeros((len(counts), BASES[-1] + 1), np.int64)
+    there = np.arange(BASES[-1] + 1) < counts[:, None]
+    each[there] = stored
+    coordinates = np.zeros((len(symbols), BASES[-1]), np.int64)
+    zero[own] = each[np.arange(len(counts)), counts - 1]
+    each[np.arange(len(counts)), counts - 1] = 0
+    coordinates[own] = each[:, :-1]
+    right = are_bases(*(torch.from_numpy(v[own]) for v in (bits, zero, coordinates)))
+    if not bool(right.all()):
+        raise ValueError("coordinates of channels of bases do not fit the 8-bit container")
+    return torch.from_numpy(bits), torch.from_numpy(zero), torch.from_numpy(coordinates)
 
 
 def _codes(

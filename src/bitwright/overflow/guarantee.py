@@ -19,6 +19,7 @@ from torch import Tensor
 from bitwright.arith.accumulator import Accumulator, reach
 from bitwright.arith.grid import Grid, dequantize, round_scale
 from bitwright.arith.project import allowed_sums, round_within
+from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network
 from bitwright.overflow.operands import input_ranges, of_layer, weight_integers
 from bitwright.quantize import EdgeGrid, QuantizedLayer
@@ -52,6 +53,8 @@ def guaranteed(
         accumulator: that no sum may leave.
         targets: layer name -> the weights to round, [rows, fan_in]; the stored ones where missing.
     """
+    if any(bool(stored.grid.multibit.any()) for stored in layers.values()):
+        raise BitwrightError("channels of bases cannot be kept from overflowing; use uniform ones")
     matrices = targets or {}
     found = dict(layers)
     ranges = input_ranges(network, edges)

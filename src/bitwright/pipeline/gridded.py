@@ -125,18 +125,32 @@ class Gridded(Measured):
 
         Grids that cannot overflow are priced by trace: the integers on them are not the nearest.
         """
+        return self._predicted("score", "scores.safetensors", self.tables)
+
+    @cached_property
+    def _bases(self) -> tuple[dict[str, quantize.WeightTable], quantize.Predicted | None] | None:
+        """Multi-bit grids, and what they are predicted to lose; `scores-bases.safetensors`."""
+        if self.settings.levels == "uniform":
+            return None
+        progress = partial(self.progress, "fit bases")
+        tables = quantize.bases_tables(self.network, self.tables, progress)
+        return tables, self._predicted("score-bases", "scores-bases.safetensors", tables)
+
+    def _predicted(
+        self, stage: str, name: str, tables: dict[str, quantize.WeightTable]
+    ) -> quantize.Predicted | None:
         s = self.settings
         if s.score == "trace" or self._guaranteed:
             return None
         fed_back = s.score == "actual-error" and s.rounding == "feedback"
         score = "feedback" if fed_back else s.score
-        key = make_key("score", self.base_key, score, self._labels_key)
-        path = self.store.path("scores.safetensors")
-        if not self.store.done("score", key, path.name):
-            with self.store.stage("score", key, path.name):
+        key = make_key(stage, self.base_key, score, self._labels_key)
+        path = self.store.path(name)
+        if not self.store.done(stage, key, path.name):
+            with self.store.stage(stage, key, path.name):
                 self.progress("score", 0.0)
                 found = quantize.predict(
-                    score, self.network, self.sensitivity, self.tables, rows=self._rows
+                    score, self.network, self.sensitivity, tables, rows=self._rows
                 )
                 tensors = {
                     f"{part}:{name}": torch.from_numpy(np.ascontiguousarray(value))

@@ -52,6 +52,8 @@ def _layers(bench: Workbench, problem: Problem) -> Plan:
 
 
 def _uniform(bench: Workbench, problem: Problem) -> Plan:
+    if bench.bases is not None:  # one width for all is one of uniform grids
+        problem = bench.problem(problem.budget, bases=False)
     return allocate.uniform(problem.with_ties(np.arange(len(problem.names))))
 
 

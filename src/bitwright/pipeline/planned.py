@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitwright import quantize
-from bitwright.allocate import Limit, Plan, Problem, Product
+from bitwright.allocate import Limit, Plan, Product
 from bitwright.allocate import plan as plans
 from bitwright.allocate.search import Evaluation, SearchResult
 from bitwright.curvature import make_key
@@ -129,6 +129,7 @@ class Planned(Gridded):
             self.settings.rounding,
             self.settings.budget is None or bool(METHODS[self.settings.method].search),
             self.settings.sums,
+            self._bases,
         )
 
     @property
@@ -152,6 +153,7 @@ class Planned(Gridded):
             "" if self.product is None else self.product.bound,
             *([] if s.sums is None else [s.accumulator, s.accumulator_kind, s.accumulator_mode]),
             *([] if s.granularity == "edge" else [s.granularity]),
+            *([] if s.levels == "uniform" else [s.levels]),
         )
 
     @property
@@ -164,10 +166,9 @@ class Planned(Gridded):
         """The chosen plan; `plan.json`."""
         key = self._search_key
         path = self.store.path("plan.json")
-        problem = self.bench.problem(8 * self.network.weights)
         if self._searched:
             self.learning = self._read_learning(key)
-            return _read_plan(path, problem)
+            return _read_plan(path, self.bench)
         with self.store.stage("search", key, path.name):
             budget_bits = self._budget_bits()
             if METHODS[self.settings.method].search:
@@ -178,7 +179,7 @@ class Planned(Gridded):
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
             put(path, plans.to_json(found))
-        return _read_plan(path, problem)
+        return _read_plan(path, self.bench)
 
     @cached_property
     def within_error(self) -> float | None:
@@ -275,10 +276,12 @@ class Planned(Gridded):
         return bits_for_quality(self.bench, self.settings.method, good, what)
 
 
-def _read_plan(path: Path, problem: Problem) -> Plan:
+def _read_plan(path: Path, bench: Workbench) -> Plan:
     """A plan that a search wrote, or somebody edited."""
     try:
-        found = plans.from_json(path.read_bytes(), problem)
+        content = path.read_bytes()
+        problem = bench.problem(plans.read_json(content).budget_bits)
+        found = plans.from_json(content, problem)
     except (BitwrightError, OSError) as error:
         raise BitwrightError(f"{path}: {error}; delete it to search again") from error
     if found.method not in METHODS:

@@ -158,7 +158,9 @@ class Run(Built):
     def breakdown(self) -> dict[str, int]:
         """Bytes of the artefact and the ONNX file, beside what the plan must cost."""
         bits = quantize.plan_bits(self.network, self.plan)
-        parts = artefact.stored_bytes(self.network, bits)
+        own = self.settings.levels == "multi-bit"
+        bases = quantize.plan_rows(self.network, self.plan.bases) if own else None
+        parts = artefact.stored_bytes(self.network, bits, bases)
         return {
             **parts,
             "model.safetensors": self.store.path("model.safetensors").stat().st_size,

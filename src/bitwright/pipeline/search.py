@@ -170,6 +170,8 @@ class Workbench:
             those widths as well; `edges` is empty then.
         rounding: of the weights, one of `ROUNDINGS`.
         sums: what accumulators must fit.
+        bases: tables with multi-bit grids, and what channels would lose on them (by trace where not
+            given), where rows may have those.
         spare: keep half of the calibration rows from the rounding, to judge plans on.
     """
 
@@ -188,6 +190,7 @@ class Workbench:
     rounding: str = "nearest"
     spare: bool = True
     sums: Sums | None = None
+    bases: tuple[dict[str, WeightTable], Predicted | None] | None = None
     _eigenvalues: dict[str, float] | None = None
     _references: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
     _target: Tensor | None = None
@@ -195,15 +198,18 @@ class Workbench:
     _moments: dict[str, Moments] | None = None
     _that_fit: dict[str, WeightTable] | None = None
 
-    def problem(self, budget_bits: int) -> Problem:
+    def problem(self, budget_bits: int, bases: bool = True) -> Problem:
         """One item a channel, behind them the activations where they are free."""
-        problem = self.weights(budget_bits)
+        problem = self.weights(budget_bits, bases)
         if self.free is None:
             return problem
         return quantize.with_activations(problem, self._activations(), self.free[1])
 
-    def weights(self, budget_bits: int) -> Problem:
-        """One item a channel, ties of the overrides and the limits applied."""
+    def weights(self, budget_bits: int, bases: bool = True) -> Problem:
+        """One item a channel, ties of the overrides and the limits applied; `bases` where rows may.
+
+        Which widths have bases is a matter of the budget: they cost bytes.
+        """
         problem = quantize.channel_problem(
             self.network,
             self.sensitivity,
@@ -217,7 +223,25 @@ class Workbench:
         tie = np.arange(len(problem.names))
         for first in np.flatnonzero(count > 1):
             tie[owner == first] = tie[owner == first].min()
-        return problem.with_ties(tie).with_limits(*self.limits)
+        problem = problem.with_ties(tie).with_limits(*self.limits)
+        if self.bases is None or not bases:
+            return problem
+        return quantize.multibit_problem(problem, self.network, self._bases_losses())
+
+    def _bases_losses(self) -> Mapping[str, np.ndarray]:
+        """What every channel would lose with bases of each width."""
+        assert self.bases is not None
+        tables, predicted = self.bases
+        if predicted is None:
+            predicted = quantize.predict("trace", self.network, self.sensitivity, tables)
+            self.bases = tables, predicted
+        return predicted.losses
+
+    def tables_of(self, plan: Plan) -> dict[str, WeightTable]:
+        """The grids that a plan's rows are rounded on."""
+        if self.bases is None:
+            return self.tables
+        return quantize.tables_of(self.network, plan, self.tables, self.bases[0])
 
     def prediction(self) -> Predicted:
         """What every channel would lose at each width."""
@@ -284,17 +308,17 @@ class Workbench:
         Error feedback has corrected every layer behind the rounded ones before it, on more rows
         than the values of all layers at once leave room for.
         """
-        bits = quantize.plan_bits(self.network, plan)
+        bits, tables = quantize.plan_bits(self.network, plan), self.tables_of(plan)
         grids = self.grids(plan)
         if self.rounding == "feedback":
             layers = quantize.round_with_feedback(
-                self.network, self.tables, bits, self._feedback_rows(), grids
+                self.network, tables, bits, self._feedback_rows(), grids
             )
             layers = quantize.narrowed(self.network, layers, grids)
             if self.sums is None:
                 return Quantized(self.network, layers, grids)
             return self._fitted(layers, grids)
-        layers = quantize.round_weights(self.network, self.tables, bits)
+        layers = quantize.round_weights(self.network, tables, bits)
         layers = quantize.narrowed(self.network, layers, grids)
         if self.sums is not None:
             return self._fitted(layers, grids)
@@ -340,14 +364,14 @@ class Workbench:
 
     def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:
         """Many plans share the moments of the float network's inputs: a fraction of the time."""
-        bits = quantize.plan_bits(self.network, plan)
+        bits, tables = quantize.plan_bits(self.network, plan), self.tables_of(plan)
         nearest = self.rounding != "feedback"
         if nearest:
-            found = quantize.round_weights(self.network, self.tables, bits)
+            found = quantize.round_weights(self.network, tables, bits)
         else:
             if self._moments is None:
                 self._moments = quantize.float_moments(self.network, self._feedback_rows())
-            found = quantize.round_by_moments(self.network, self.tables, bits, self._moments)
+            found = quantize.round_by_moments(self.network, tables, bits, self._moments)
         if self.sums is None:
             return found
         return self.sums.rounded(self.network, found, self.grids(plan), nearest)
@@ -398,7 +422,7 @@ class Workbench:
     def onnx_bytes(self, plan: Plan) -> int:
         """Size of the ONNX file of a plan (corrections do not change it)."""
         bits = quantize.plan_bits(self.network, plan)
-        return onnx_bytes(self.network, self.tables, self.grids(plan), bits)
+        return onnx_bytes(self.network, self.tables_of(plan), self.grids(plan), bits)
 
 
 def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:

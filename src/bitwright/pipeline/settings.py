@@ -17,7 +17,7 @@ from bitwright.network import Network
 from bitwright.pipeline.accumulators import Sums, sums_of
 from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_latency
 from bitwright.pipeline.methods import require
-from bitwright.quantize import EDGE_WIDTHS, RANGES, SCORES
+from bitwright.quantize import EDGE_WIDTHS, LEVELS, RANGES, SCORES
 from bitwright.quantize.scores import WIDTHS
 from bitwright.report.summary import setting_text
 from bitwright.train import augment
@@ -45,6 +45,8 @@ class Settings:
             None: `curvature` below 8 bits, else `squared`, which is as good there and needs less.
         equalize: how far the ranges of activations' channels are made equal, 0 to 1.
         rounding: one of :data:`ROUNDINGS`.
+        levels: of a row of weights, one of :data:`bitwright.quantize.LEVELS`: `multi-bit` lets rows
+            of 2 to 4 bits be sums of bases where that costs less (:mod:`bitwright.quantize.bases`).
         epochs: of fine-tuning.
         order: of fine-tuning, one of :data:`ORDERS`: all layers at once, or one after another.
         augment: random changes of images while fine-tuning, as `flip,crop4`; None for none.
@@ -102,6 +104,7 @@ class Settings:
     accumulator: int | None = None
     accumulator_kind: str = "wrap"
     accumulator_mode: str = "guaranteed"
+    levels: str = "uniform"
 
     @property
     def sums(self) -> Sums | None:
@@ -151,6 +154,7 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(
             "rounding learned does not keep accumulators from overflowing; use feedback"
         )
+    _check_levels(settings)
     if settings.ranges not in (None, *RANGES):
         raise BitwrightError(f"ranges {settings.ranges!r} is unknown; use {', '.join(RANGES)}")
     _check_granularity(settings)
@@ -212,6 +216,19 @@ def check_settings(settings: Settings) -> Settings:
     if settings.processes < 0:
         raise BitwrightError(f"--processes must be 0 or more, not {settings.processes}")
     return settings
+
+
+def _check_levels(settings: Settings) -> None:
+    if settings.levels not in LEVELS:
+        raise BitwrightError(f"levels {settings.levels!r} are unknown; use {', '.join(LEVELS)}")
+    if settings.levels == "uniform":
+        return
+    if settings.method == "uniform":
+        raise BitwrightError("--levels multi-bit is a choice, and --method uniform makes none")
+    if settings.rounding == "learned" or settings.accumulator is not None:
+        raise BitwrightError(
+            "--levels multi-bit goes with --rounding nearest or feedback, not with --accumulator"
+        )
 
 
 def _check_granularity(settings: Settings) -> None:

@@ -77,16 +77,20 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         )
         for name, (judgement, size, mean_bits, seconds) in rows.items()
     )
-    stored = sum(sizes[k] for k in ("weights", "scales", "zero points", "widths", "biases"))
-    graph = sizes["model.onnx"] - sizes["weights"] - sizes["scales"] - sizes["biases"]
+    whole = ("model.safetensors", "model.onnx")
+    stored = sum(size for k, size in sizes.items() if k not in whole)
+    counted = ("weights", "scales", "biases", "coordinates")
+    graph = sizes["model.onnx"] - sum(sizes.get(k, 0) for k in counted)
     parts = (
         ("float file", run.preflight.float_bytes),
         ("packed weights", sizes["weights"]),
         ("scales", sizes["scales"]),
         ("biases", sizes["biases"]),
+        *((k, sizes[k]) for k in ("coordinates",) if k in sizes),
         ("graph and unpacking", graph),
     )
-    problem = run.bench.weights(8 * network.weights).with_limits()
+    problem = run.bench.weights(plan.budget).with_limits()
+    bases = quantize.plan_rows(network, plan.bases) if plan.bases.any() else {}
     overhead = sizes["model.onnx"] - sizes["weights"]
     frontier = tuple(
         (cost / network.weights, overhead + cost // 8, loss)
@@ -107,7 +111,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         target=f"{plan.cost / network.weights:.3f} bits a weight = {stored:,} stored bytes",
         methods=methods,
         layers=tuple(
-            _layer_row(run, layer, bits[layer.name], loss)
+            _layer_row(run, layer, bits[layer.name], bases.get(layer.name), loss)
             for layer, loss in zip(network.layers, _losses(problem, network, bits), strict=True)
         ),
         edges=_edge_rows(run),
@@ -147,6 +151,8 @@ def _notes(run: Run) -> tuple[str, ...]:
         notes.append(f"left in float: {', '.join(run.network.skipped)}")
     if run.settings.refit_head:
         notes.append(refit_line(run))
+    if run.plan.bases.any():
+        notes.append(bases_line(run))
     notes += limit_lines(run)
     notes += run.accumulators[-1:]
     if run.limits or run.product is not None:
@@ -184,6 +190,16 @@ def refit_line(run: Run) -> str:
     )
 
 
+def bases_line(run: Run) -> str:
+    """How many channels have bases in place of a uniform grid."""
+    bits, own = run.plan.bits, run.plan.bases
+    counts = [f"{int((own & (bits == k)).sum())} have {k} bases" for k in np.unique(bits[own])]
+    return (
+        f"of {len(own)} channels {', '.join(counts)} (multi-bit: levels are sums of coordinates), "
+        "the others uniform grids"
+    )
+
+
 def limit_lines(run: Run) -> list[str]:
     """What the plan takes of each bound beside the budget, and what is not in it."""
     found = lines(run.plan)
@@ -206,8 +222,11 @@ def _losses(problem: Problem, network: Network, bits: Mapping[str, np.ndarray]) 
     return [float(part.sum()) for part in np.split(loss, cuts)]
 
 
-def _layer_row(run: Run, layer: Layer, bits: np.ndarray, loss: float) -> LayerRow:
+def _layer_row(
+    run: Run, layer: Layer, bits: np.ndarray, bases: np.ndarray | None, loss: float
+) -> LayerRow:
     estimate = run.sensitivity.layers[layer.name]
+    coordinates = 0 if bases is None else int(quantize.coordinate_bytes(bits[bases]).sum())
     return LayerRow(
         name=layer.name,
         kind=layer.kind,
@@ -221,7 +240,8 @@ def _layer_row(run: Run, layer: Layer, bits: np.ndarray, loss: float) -> LayerRo
         stderr_data=float(estimate.stderr_data.sum() / layer.weights),
         loss=loss,
         float_bytes=4 * (layer.weights + (layer.rows if layer.bias else 0)),
-        bytes=int(-(-int(bits.sum()) * layer.fan_in // 8) + (7 if layer.bias else 3) * layer.rows),
+        bytes=int(-(-int(bits.sum()) * layer.fan_in // 8) + (7 if layer.bias else 3) * layer.rows)
+        + coordinates,
     )
 
 

@@ -1,6 +1,13 @@
 """Grids, rounding, activation ranges and correction: from a plan to a quantized network."""
 
 from bitwright.quantize.activations import EDGE_WIDTHS, PERCENTILE, RANGES, EdgeGrid, calibrate
+from bitwright.quantize.bases import (
+    LEVELS,
+    bases_tables,
+    coordinate_bytes,
+    multibit_problem,
+    tables_of,
+)
 from bitwright.quantize.channel_widths import channel_grids
 from bitwright.quantize.correct import Quantized, correct, float_outputs, rows_that_fit
 from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
@@ -14,6 +21,7 @@ from bitwright.quantize.problem import (
     layer_order,
     layer_ties,
     plan_bits,
+    plan_rows,
     trace_order,
 )
 from bitwright.quantize.saturation import exposed, input_tops, narrowed
@@ -38,6 +46,7 @@ from bitwright.quantize.weights import (
 __all__ = [
     "EDGE_WIDTHS",
     "FEEDBACK_ROWS",
+    "LEVELS",
     "PERCENTILE",
     "RANGES",
     "SCORES",
@@ -50,11 +59,13 @@ __all__ = [
     "Rows",
     "WeightTable",
     "as_corrected",
+    "bases_tables",
     "blank_edges",
     "calibrate",
     "channel_grids",
     "channel_losses",
     "channel_problem",
+    "coordinate_bytes",
     "correct",
     "edge_grids",
     "edge_order",
@@ -70,14 +81,17 @@ __all__ = [
     "layer_ties",
     "learn_rounding",
     "mean_bits",
+    "multibit_problem",
     "narrowed",
     "plan_bits",
+    "plan_rows",
     "predict",
     "round_by_moments",
     "round_weights",
     "round_with_feedback",
     "rows_that_fit",
     "simulate",
+    "tables_of",
     "trace_order",
     "weight_tables",
     "with_activations",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from bitwright.arith.grid import MAX_BITS, Grid, dequantize, quantize
+from bitwright.arith.grid import MAX_BITS, dequantize, quantize
 from bitwright.curvature import Estimate
 from bitwright.curvature.forms import quadratic_forms
 from bitwright.network import Layer, Network, batches, run
@@ -77,7 +77,7 @@ def rounded(
     some = torch.arange(layer.rows) if rows is None else rows
     matrix = network.matrix(layer)[some]
     widths = (torch.full_like(some, b) for b in range(1, MAX_BITS + 1))
-    grids = (Grid(b, table.scale[b - 1, some], table.zero[b - 1, some]) for b in widths)
+    grids = (table.grid(bits, some) for bits in widths)
     return torch.stack([dequantize(quantize(matrix, grid), grid) for grid in grids])
 
 

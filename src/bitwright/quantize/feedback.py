@@ -18,6 +18,7 @@ what each of these is worth, and what is worth nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from bitwright.arith.feedback import damped, descend, nearest, round_columns
+from bitwright.arith.feedback import Levels, damped, descend, round_columns
 from bitwright.arith.grid import MAX_BITS, Grid, round_scale
 from bitwright.network import Layer, Network
 from bitwright.network.ops import is_lookup
@@ -207,16 +208,16 @@ def round_layer(
     if damping is None:
         damping = best_damping(network, layer, table, bits, moments)
     grid = table.grid(torch.as_tensor(bits, dtype=torch.int64))
-    weight, scales, zero, top = _grouped(network, layer, grid)
+    weight, scales, zero, top, own = _grouped(network, layer, grid)
     target = _toward_float(weight, moments, damping)
-    codes, scales = fed_back(target, moments.gram, scales, zero, top, damping)
-    rounded = scales[..., None] * (codes - zero[..., None] / 2)
+    codes, scales = fed_back(target, moments.gram, scales, zero, top, damping, own)
+    rounded = scales[..., None] * Levels(scales, zero / 2, top, own).steps(codes)
     before, after = (
         w @ m[..., None] for w, m in ((weight, moments.floats), (rounded, moments.mean))
     )
     return QuantizedLayer(
         codes.to(torch.uint8).reshape(layer.rows, layer.fan_in),
-        Grid(grid.bits, scales.reshape(-1), grid.zero),
+        replace(grid, scale=scales.reshape(-1)),
         network.tensor(layer.bias) + (before - after).reshape(-1).float(),
     )
 
@@ -233,30 +234,39 @@ def best_damping(
         return DAMPING
     seen, unseen = moments.halves
     grid = table.grid(torch.as_tensor(bits, dtype=torch.int64))
-    weight, scales, zero, top = _grouped(network, layer, grid)
+    weight, scales, zero, top, own = _grouped(network, layer, grid)
     wanted = weight @ (unseen.gram + unseen.drift)
     kept = []
     for damping in DAMPINGS:
         target = _toward_float(weight, seen, damping)
-        codes = round_columns(target, seen.gram, scales, zero, top, damping)
-        level = codes - zero[..., None] / 2
+        codes = round_columns(target, seen.gram, scales, zero, top, damping, own)
+        level = Levels(scales, zero / 2, top, own).steps(codes)
         size = ((level @ unseen.gram) * level).sum(2).clamp(min=1e-300)
         common = (wanted * level).sum(2).clamp(min=0)
         kept.append(float((common.square() / size).sum()))
     return DAMPINGS[int(np.argmax(kept))]
 
 
-def _grouped(network: Network, layer: Layer, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights float64 [G, r, K]; scales, zero points and largest codes [G, r]."""
+def _grouped(
+    network: Network, layer: Layer, grid: Grid
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Weights float64 [G, r, K]; scales, zero points, largest codes [G, r]; coordinates."""
     weight = network.matrix(layer).double().reshape(layer.groups, -1, layer.fan_in)
     scale, zero, top = (
         t.reshape(layer.groups, -1) for t in (grid.scale, grid.zero, 2**grid.bits - 1)
     )
-    return weight, scale, zero, top
+    own = grid.coordinates
+    return weight, scale, zero, top, own if own is None else own.unflatten(0, scale.shape)
 
 
 def fed_back(
-    weight: Tensor, gram: Tensor, scale: Tensor, zero: Tensor, top: Tensor, damping: float
+    weight: Tensor,
+    gram: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    top: Tensor,
+    damping: float,
+    coordinates: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes [G, r, K] and scales float32 [G, r] with the least error of all :data:`SCALES`.
 
@@ -265,20 +275,23 @@ def fed_back(
 
     Args:
         weight: float64 [G, r, K]; gram: float64 [G, K, K].
-        scale, zero, top: of every row, [G, r], as for
+        scale, zero, top, coordinates: of every row, as for
             :func:`~bitwright.arith.feedback.round_columns`.
         damping: λ as a share of H's mean diagonal.
     """
     rows, tried = weight.shape[1], len(SCALES) + 1
     scales = torch.cat([round_scale(scale * f) for f in (*SCALES, 1.0)], 1)
     repeated, zeros, tops = (t.repeat(1, tried, *[1] * (t.ndim - 2)) for t in (weight, zero, top))
+    owns = None if coordinates is None else coordinates.repeat(1, tried, 1)
     some = slice(0, -rows)
     codes = round_columns(
-        repeated[:, some], gram, scales[:, some], zeros[:, some], tops[:, some], damping
-    )
-    plain = (t.double()[..., None] for t in (scale, zero / 2, top))
-    codes = torch.cat([codes, nearest(weight, *plain)], 1)
-    kept, best_scale = _best_gain(codes, scales, zeros, repeated, gram)
+        repeated[:, some], gram, scales[:, some], zeros[:, some], tops[:, some], damping,
+        None if owns is None else owns[:, some],
+    )  # fmt: skip
+    plain = Levels(scale.double(), zero.double() / 2, top.double(), coordinates)
+    codes = torch.cat([codes, plain.nearest(weight)], 1)
+    levels = Levels(scales, zeros / 2, tops, owns).steps(codes)
+    kept, best_scale = _best_gain(levels, scales, repeated, gram)
     best = kept.unflatten(1, (tried, rows)).argmax(1, keepdim=True)
 
     def chosen(values: Tensor) -> Tensor:
@@ -287,17 +300,21 @@ def fed_back(
         return values.gather(1, at.expand(-1, 1, *values.shape[2:]))[:, 0]
 
     codes, scale, kept = chosen(codes), chosen(best_scale), chosen(kept)
-    better = descend(codes, weight, damped(gram, damping), scale, zero, top)
-    now, refitted = _best_gain(better, scale, zero, weight, gram)
+    better = descend(
+        codes, weight, damped(gram, damping), scale, zero, top, coordinates=coordinates
+    )
+    now, refitted = _best_gain(plain.steps(better), scale, weight, gram)
     gains = now > kept
     return torch.where(gains[..., None], better, codes), torch.where(gains, refitted, scale)
 
 
-def _best_gain(
-    codes: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, gram: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the best gain leaves out of `wᵀHw`, and the scale with it, of every row: [G, r]."""
-    level = codes - zero[..., None] / 2
+def _best_gain(level: Tensor, scale: Tensor, weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """What the best gain leaves out of `wᵀHw`, and the scale with it, of every row: [G, r].
+
+    Args:
+        level: in steps of the scale, [G, r, K].
+        scale, weight, gram: as for :func:`fed_back`.
+    """
     felt = level @ gram
     common, size = ((felt * other).sum(2) for other in (weight, level))
     size = size.clamp(min=1e-300)

@@ -46,6 +46,7 @@ def with_activations(weights: Problem, activations: Problem, product: Product) -
         ),
         part=np.repeat([0, 1], [n, k]),
         products=(product,),
+        bases=np.concatenate([weights.bases, np.zeros(loss.shape, dtype=bool)]),
     )
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from bitwright.curvature.divergence import per_sample
+from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network, batches, join, outputs, run
 from bitwright.network.segments import Segment, segments
 from bitwright.quantize.activations import EdgeGrid, fake_quantize
@@ -109,7 +110,12 @@ def learn_rounding(
         seed: of the rows in each step.
         chunk: rows in a pass.
         progress: called with the finished fraction.
+
+    Raises:
+        BitwrightError: a channel has bases, between whose levels steps differ.
     """
+    if any(bool(stored.grid.multibit.any()) for stored in quantized.layers.values()):
+        raise BitwrightError("learned rounding is of uniform grids, and channels have bases")
     network = quantized.network
     blocks = segments(network, traces)
     sizes = {e.name: math.prod(e.shape) for e in network.edges}

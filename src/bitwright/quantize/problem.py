@@ -90,6 +90,11 @@ def layer_order(network: Network, sensitivity: Sensitivity) -> np.ndarray:
 
 def plan_bits(network: Network, plan: Plan) -> dict[str, np.ndarray]:
     """The plan's widths of weights, layer name -> int64 [rows]; activations may stand behind."""
+    return plan_rows(network, plan.bits)
+
+
+def plan_rows(network: Network, values: np.ndarray) -> dict[str, np.ndarray]:
+    """One value an item of a plan, by layer: layer name -> [rows]."""
     cuts = np.cumsum([layer.rows for layer in network.layers])
-    parts = np.split(np.asarray(plan.bits), cuts)[:-1]
+    parts = np.split(np.asarray(values), cuts)[:-1]
     return {layer.name: part for layer, part in zip(network.layers, parts, strict=True)}

@@ -1,7 +1,8 @@
 """Weights that no kernel can saturate on: found from weights and ranges, made by a wider step.
 
-Rows of 6 bits or fewer are always safe, `255 · (64 + 64) < 2¹⁵`; of rows of 7 and 8 bits those are
-not whose pairs of large weights meet. Depthwise convolutions are computed without pairs.
+Rows of 6 bits or fewer, and multi-bit ones, are always safe, `255 · (64 + 64) < 2¹⁵`; of rows of 7
+and 8 bits those are not whose pairs of large weights meet. Depthwise convolutions are computed
+without pairs.
 See docs/decisions/0022-signed-containers.md.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bitwright.arith.grid import Grid, container, quantize, round_scale
+from bitwright.arith.grid import container, quantize, round_scale
 from bitwright.arith.saturation import excess
 from bitwright.network import Layer, Network
 from bitwright.quantize.activations import EdgeGrid
@@ -94,7 +95,7 @@ def widened(stored: QuantizedLayer, matrix: Tensor, factor: Tensor) -> Quantized
     """
     wide = factor > 1
     scale = torch.where(wide, _rounded_up(stored.grid.scale * factor), stored.grid.scale)
-    grid = Grid(stored.grid.bits, scale, stored.grid.zero)
+    grid = replace(stored.grid, scale=scale)
     codes = torch.where(wide[:, None], quantize(matrix, grid), stored.codes)
     return replace(stored, codes=codes, grid=grid)
 

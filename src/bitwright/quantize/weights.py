@@ -21,16 +21,20 @@ class WeightTable:
         scale: float32 [8, rows]; row b − 1 holds the grids of b bits.
         zero: int64 [8, rows], half steps.
         error: float64 [8, rows], squared rounding error ‖Q_b(w_c) − w_c‖².
+        coordinates: int64 [8, rows, 4], of multi-bit grids; None where all are uniform.
     """
 
     scale: Tensor
     zero: Tensor
     error: Tensor
+    coordinates: Tensor | None = None
 
-    def grid(self, bits: Tensor) -> Grid:
-        """The grids of the widths `bits`, int64 [rows]."""
-        rows = torch.arange(len(bits))
-        return Grid(bits, self.scale[bits - 1, rows], self.zero[bits - 1, rows])
+    def grid(self, bits: Tensor, rows: Tensor | None = None) -> Grid:
+        """The grids of the widths `bits`, int64 [rows]; of all rows, or of `rows`."""
+        some = torch.arange(len(bits)) if rows is None else rows
+        scale, zero = self.scale[bits - 1, some], self.zero[bits - 1, some]
+        own = None if self.coordinates is None else self.coordinates[bits - 1, some]
+        return Grid(bits, scale, zero, own if own is not None and bool(own.any()) else None)
 
 
 def weight_tables(

@@ -80,13 +80,16 @@ def _artefact(path: Path) -> Inspection:
     facts |= {k: v for k, v in said.items() if k != "schema" and isinstance(v, str | int | float)}
     rows: list[tuple[Value, ...]] = []
     histogram: Counter[int] = Counter()
+    bases: Counter[int] = Counter()
     for layer in network.layers:
-        bits = quantized.layers[layer.name].grid.bits
+        grid = quantized.layers[layer.name].grid
+        bits = grid.bits
+        bases.update(bits[grid.multibit].tolist())
         for b in bits.tolist():
             histogram[b] += layer.fan_in
         mean = float(bits.double().mean())
         span = f"{int(bits.min())}-{int(bits.max())}"
-        packed = -(-int(bits.sum()) * layer.fan_in // 8)
+        packed = -(-int(bits.sum()) * layer.fan_in // 8) + int((bits + 1)[grid.multibit].sum())
         shape = "×".join(map(str, layer.shape))
         rows.append((layer.name, layer.kind, shape, layer.weights, round(mean, 2), span, packed))
     total = sum(bits * count for bits, count in histogram.items())
@@ -99,6 +102,7 @@ def _artefact(path: Path) -> Inspection:
         "bits a weight": round(total / network.weights, 4),
         "bytes a weight": round(size / network.weights, 4),
         "channels": sum(layer.rows for layer in network.layers),
+        **_of_bases(bases),
         "input of a row": "×".join(map(str, network.input_shape)),
         "activations": ", ".join(f"{n} groups of {b}" for b, n in sorted(widths.items()))
         or "float",
@@ -108,6 +112,12 @@ def _artefact(path: Path) -> Inspection:
     return Inspection(
         "artefact", facts, columns, tuple(rows), "weights", dict(sorted(histogram.items()))
     )
+
+
+def _of_bases(counts: Counter[int]) -> dict[str, Value]:
+    """Channels by their number of bases, for people; nothing where there are none."""
+    each = ", ".join(f"{n} of {k} bases" for k, n in sorted(counts.items()))
+    return {"channels of bases": each} if each else {}
 
 
 def _onnx(path: Path) -> Inspection:
@@ -152,11 +162,15 @@ def _plan(path: Path) -> Inspection:
     for limit in found.limits:
         facts[limit.name] = f"{limit.total:.6g} of {limit.bound:.6g} {limit.unit}".strip()
     histogram: Counter[int] = Counter()
+    bases: Counter[int] = Counter()
     rows: list[tuple[Value, ...]] = []
     for name, bits in found.bits.items():
         histogram.update(bits)
+        own = (c for c in found.bases.get(name, ()) if 0 <= c < len(bits))
+        bases.update(bits[c] for c in own)
         mean = round(sum(bits) / max(len(bits), 1), 2)
         rows.append((name, len(bits), mean, f"{min(bits, default=0)}-{max(bits, default=0)}"))
+    facts |= _of_bases(bases)
     return Inspection(
         "plan", facts, ("layer", "channels", "bits", "widths"), tuple(rows), "channels",
         dict(sorted(histogram.items())),

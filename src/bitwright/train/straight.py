@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.arith.grid import Grid
+from bitwright.arith.grid import Grid, nearest, reach
 
 
 def straight_weights(
@@ -29,16 +29,17 @@ def straight_weights(
 ) -> Tensor:
     """Fake-quantized weights [rows, fan_in] of latent ones; steps by their logarithms [rows].
 
-    `rounded` makes codes of weights in steps from the lowest level; None rounds to nearest.
+    `rounded` makes codes of weights in steps from the lowest level; None rounds to nearest. The
+    coordinates of multi-bit rows stay in the ratio they have.
     """
     half = grid.zero[:, None] / 2
-    top = (2**grid.bits - 1)[:, None].to(weight.dtype)
+    top = reach(grid)[:, None].to(weight.dtype)
     damp = 1 / math.sqrt(weight.shape[1])
     step = log_step.exp()[:, None]
     step = step * damp + (step * (1 - damp)).detach()
     scaled = (weight / step + half).clamp(min=torch.zeros_like(top), max=top)
-    codes = scaled.round() if rounded is None else rounded(scaled.detach(), grid)
-    levels = scaled + (codes - scaled).detach()
+    at = nearest(scaled.detach(), grid) if rounded is None else rounded(scaled.detach(), grid)
+    levels = scaled + (at - scaled).detach()
     return (levels - half) * step
 
 

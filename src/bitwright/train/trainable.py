@@ -21,6 +21,7 @@ from torch.fx import Node
 from bitwright.arith.accumulator import Bounded
 from bitwright.arith.grid import Grid, quantize, round_scale
 from bitwright.arith.project import codes_within
+from bitwright.errors import BitwrightError
 from bitwright.network import Layer, Network, join, run
 from bitwright.quantize import EdgeGrid, Quantized, QuantizedLayer, as_corrected
 from bitwright.train.straight import straight_values, straight_weights
@@ -136,11 +137,16 @@ class _Rows(nn.Module):
     bits: Tensor
     scale: Tensor
     zero: Tensor
+    coordinates: Tensor | None
 
     def __init__(
         self, network: Network, layer: Layer, stored: QuantizedLayer, rounding: Rounding | None
     ) -> None:
         super().__init__()
+        if rounding is not None and bool(stored.grid.multibit.any()):
+            raise BitwrightError(
+                f"layer {layer.name!r} has channels of bases, which cannot be kept from overflowing"
+            )
         self.rounding = rounding
         latent, meant = as_corrected(network.matrix(layer).detach(), stored), stored.matrix()
         same = quantize(latent, stored.grid) == stored.codes
@@ -150,12 +156,14 @@ class _Rows(nn.Module):
             self.bias = nn.Parameter(stored.bias.clone())
         else:  # of an embedding: nothing to train
             self.register_buffer("bias", stored.bias.clone(), persistent=False)
-        for name in ("bits", "scale", "zero"):
-            self.register_buffer(name, getattr(stored.grid, name).clone(), persistent=False)
+        for name in ("bits", "scale", "zero", "coordinates"):
+            value = getattr(stored.grid, name)
+            value = None if value is None else value.clone()
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self) -> Tensor:
         """Fake-quantized weights [rows, fan_in]."""
-        grid = Grid(self.bits, self.scale, self.zero)
+        grid = Grid(self.bits, self.scale, self.zero, self.coordinates)
         return straight_weights(self.weight, self.log_step, grid, self.rounding)
 
     def stored(self, grid: Grid) -> QuantizedLayer:
