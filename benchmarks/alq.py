@@ -165,8 +165,10 @@ def recipe_of(bits: float, epochs: int, seed: int) -> Recipe:
     """Of ResNet-20: as many epochs as its rivals have."""
     loops = max(1, epochs // 8)
     straight = max(0, epochs - 3 * loops - 1)
-    return Recipe(bits=bits, loops=loops, straight=straight, final=epochs - 3 * loops - straight, straight_rate=2e-2,
-                  seed=seed)  # fmt: skip
+    final = epochs - 3 * loops - straight
+    return Recipe(
+        bits=bits, loops=loops, straight=straight, final=final, straight_rate=2e-2, seed=seed
+    )
 
 
 def compared(rows: Rows, quick: bool) -> None:
