@@ -33,7 +33,7 @@ from torch import Tensor
 from bitwright.curvature.divergence import per_sample
 from bitwright.deploy import artefact
 from bitwright.deploy.rebuild import STREAMS
-from bitwright.multibit import Recipe, convert, prepare, train
+from bitwright.multibit import Recipe, convert, float_weights, prepare, train
 from bitwright.multibit.files import disagreement
 from bitwright.multibit.train import CURVATURES
 from bitwright.quantize import simulate
@@ -54,6 +54,7 @@ def multibit(
     most: int,
     labels: bool = False,
     activation_bases: int = 0,
+    from_float: bool = False,
 ) -> dict[str, Any]:
     """Train, write, and judge what was written."""
     x, y = case.arrays["train_x"], case.arrays["train_y"]
@@ -61,6 +62,7 @@ def multibit(
     learn: dict[str, Any] = {} if labels else {"loss": softened, "teacher": case.model}
     history = train(net, x, y if labels else None, recipe, augment=case.augment,
                     checkpoint=CACHE / f"alq-{key}.safetensors",
+                    floats=float_weights(case.model, net) if from_float else None,
                     progress=lambda line: print(line, flush=True), **learn)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         found = convert(net, folder)
@@ -162,13 +164,12 @@ def _once(quick: bool, key: str, make: Callable[[], dict[str, Any]]) -> dict[str
 
 
 def recipe_of(bits: float, epochs: int, seed: int) -> Recipe:
-    """Of ResNet-20: as many epochs as its rivals have."""
-    loops = max(1, epochs // 8)
-    straight = max(0, epochs - 3 * loops - 1)
-    final = epochs - 3 * loops - straight
+    """Of ResNet-20: as many epochs as its rivals have; a loop of pruning, then the float copy."""
+    final = 1 if epochs > 2 else 0
     return Recipe(
-        bits=bits, loops=loops, straight=straight, final=final, straight_rate=2e-2, seed=seed
-    )
+        bits=bits, loops=1, bases=0, coordinates=0, straight=epochs - 1 - final, final=final,
+        straight_rate=2e-2, seed=seed,
+    )  # fmt: skip
 
 
 def compared(rows: Rows, quick: bool) -> None:
@@ -183,7 +184,7 @@ def compared(rows: Rows, quick: bool) -> None:
                 key = f"resnet20-{method}-{tag}"
                 if method == "multi-bit":
                     recipe = recipe_of(bits, epochs, seed)
-                    work = partial(multibit, case, recipe, key, 144, 4)
+                    work = partial(multibit, case, recipe, key, 144, 4, from_float=True)
                 else:
                     work = partial(rival, case, method, bits, epochs, seed, key)
                 found.setdefault(method, []).append(_once(quick, key, work))

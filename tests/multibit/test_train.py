@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitwright.arith.multibit import nearest
 from bitwright.errors import BitwrightError
-from bitwright.multibit import Multibit, Recipe, prepare, train
+from bitwright.multibit import (
+    LossAware,
+    Multibit,
+    Recipe,
+    StraightThrough,
+    float_weights,
+    prepare,
+    train,
+)
 from multibit.nets import rows, small
 
 RECIPE = Recipe(bits=1.5, loops=2, straight=1, final=1, batch=16)
@@ -95,3 +104,43 @@ def test_preparing_refuses_unknown_layers_and_tables():
     table = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 2))
     with pytest.raises(BitwrightError, match="'0' is an embedding"):
         prepare(table, torch.randint(0, 9, (2, 3)))
+
+
+def test_rates_fall_evenly_to_zero_over_all_steps(monkeypatch: pytest.MonkeyPatch):
+    shares: list[float] = []
+    anneal = LossAware.anneal
+
+    def spy(self: LossAware, left: float) -> None:
+        anneal(self, left)
+        shares.append(left)
+        assert self.rate == pytest.approx(left * (0.1 if self.domain == "bases" else 1e-2))
+        assert self.others is not None
+        assert {g["lr"] for g in self.others.param_groups} == {1e-3 * left}
+
+    monkeypatch.setattr(LossAware, "anneal", spy)
+    train(net_of(), *rows(64), RECIPE)
+    count = len(RECIPE.epochs()) * 64 // RECIPE.batch
+    assert shares == pytest.approx([1 - i / count for i in range(count)])
+
+
+def test_straight_through_epochs_may_begin_at_the_float_weights():
+    model, x, y = small(), *rows(64)
+    net = prepare(model, x, size=16, most=2)
+    floats = float_weights(model, net)
+    for name, given in floats.items():
+        assert torch.equal(given, model.get_submodule(name).weight)
+        assert not torch.allclose(given, net[name].weight(), atol=1e-3)
+    copy = StraightThrough(net, 1e-9, coordinates_rate=1e-9, floats=floats)
+    torch.nn.functional.cross_entropy(net(x), y).backward()
+    copy.step()
+    for name, given in floats.items():
+        layer = net[name]
+        wanted = nearest(layer.grouping.cut(given), layer.alpha)
+        assert torch.equal(layer.codes, wanted)
+    recipe = replace(RECIPE, loops=1, bases=0, coordinates=0, straight=2)
+    ends = []
+    for begun in (None, floats):
+        other = prepare(model, x, size=16, most=4)
+        train(other, x, y, recipe, floats=begun)
+        ends.append(state(other))
+    assert not all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

@@ -33,6 +33,9 @@ def train_multibit(
     loops: Annotated[int, typer.Option(help="Of pruning, bases and coordinates.")] = 4,
     epochs: Annotated[int, typer.Option(help="Of bases, and of coordinates, in a loop.")] = 1,
     straight: Annotated[int, typer.Option(help="Straight-through epochs at the end.")] = 2,
+    from_float: Annotated[
+        bool, typer.Option("--from-float", help="Begin those at the float weights, not the bases'.")
+    ] = False,
     group: Annotated[
         list[str] | None,
         typer.Option(help="LAYER=kernel, pixel, channel or a number of weights that share bases."),
@@ -64,7 +67,7 @@ def train_multibit(
                     batch=batch, rate=rate, curvature=curvature, seed=seed)  # fmt: skip
     groups = dict(g.partition("=")[::2] for g in group or ())
     settings = MultibitSettings(recipe, groups, size, most, tuple(skip or ()), labels,
-                                temperature, augment, activation_bases)  # fmt: skip
+                                temperature, augment, activation_bases, from_float)  # fmt: skip
     with interruptible(), Bars(quiet) as bars:
         whole, _ = task_of(given)
         found = run(whole, settings, out, bars.update)

@@ -3,7 +3,7 @@
 from bitwright.multibit.artefact import load
 from bitwright.multibit.files import convert
 from bitwright.multibit.gauss_newton import curvatures
-from bitwright.multibit.net import Multibit, prepare
+from bitwright.multibit.net import Multibit, float_weights, prepare
 from bitwright.multibit.steps import LossAware
 from bitwright.multibit.stored import Stored
 from bitwright.multibit.straight import StraightThrough
@@ -17,6 +17,7 @@ __all__ = [
     "StraightThrough",
     "convert",
     "curvatures",
+    "float_weights",
     "load",
     "prepare",
     "train",

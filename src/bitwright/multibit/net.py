@@ -217,6 +217,15 @@ def prepare(
     return Multibit(body, layers, example, skip, inputs)
 
 
+def float_weights(model: nn.Module, net: Multibit) -> dict[str, Tensor]:
+    """The weights of a model by the layers of a net that was prepared from it."""
+    found = {}
+    for name in net.names:
+        owner, leaf = _owners(model, name)[0]
+        found[name] = owner.get_parameter(leaf).detach()
+    return found
+
+
 def _key(name: str) -> str:
     return name.replace(".", "/")
 

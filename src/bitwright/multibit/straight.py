@@ -26,6 +26,7 @@ class StraightThrough:
         rate: of the copy, relative to the mean size of coordinates.
         coordinates_rate: of coordinates, likewise; None: the same.
         other_rate: of the parameters that are no bases.
+        floats: weights by layer that the copy begins with; None: what the bases stand for.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class StraightThrough:
         *,
         coordinates_rate: float | None = None,
         other_rate: float = 1e-3,
+        floats: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.net, self.rate, self._whole = net, rate, rate
         own = rate if coordinates_rate is None else coordinates_rate
         self.coordinates = LossAware(net, "coordinates", own, other_rate=other_rate)
-        self.latent = {name: net[name].grouping.cut(net[name].weight()).clone()
+        begun = {name: net[name].weight() for name in net.names} if floats is None else floats
+        self.latent = {name: net[name].grouping.cut(begun[name].detach()).clone()
                        for name in net.names}  # fmt: skip
         self.moments = {name: Moments() for name in net.names}
 

@@ -9,7 +9,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def train(
     loss: Loss = F.cross_entropy,
     teacher: Callable[[Tensor], Tensor] | None = None,
     augment: Augment | None = None,
+    floats: Mapping[str, Tensor] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -101,6 +102,8 @@ def train(
         loss: mean loss of a batch from outputs and labels, or from outputs and the teacher's.
         teacher: outputs for rows; in the place of labels.
         augment: changes the rows of each step.
+        floats: weights by layer that the copy of straight-through epochs begins with, the float
+            network's; None: what the bases stand for by then.
         checkpoint: a file that every epoch's state is kept in; training goes on from it.
         progress: called with each epoch's line.
 
@@ -114,7 +117,7 @@ def train(
     """
     _check(net, x, y, teacher, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
-    run = _Run(net, recipe, generator, [])
+    run = _Run(net, recipe, generator, [], floats)
     plan = recipe.epochs()
     if checkpoint is not None and checkpoint.is_file():
         run = _resumed(run, checkpoint, plan)
@@ -123,7 +126,7 @@ def train(
     for at in range(len(run.history) - 1, len(plan)):
         what, loop, fresh = plan[at]
         if fresh or run.optimizer is None:
-            run.optimizer = _optimizer(net, what, recipe)
+            run.optimizer = _optimizer(run, what)
         line = _epoch(run, (x, y), what, loop, (loss, teacher, augment))
         run.history.append({"epoch": at + 1, "what": what, "loop": loop, **line})
         if progress:
@@ -142,6 +145,7 @@ class _Run:
     recipe: Recipe
     generator: torch.Generator
     history: list[dict[str, Any]]
+    floats: Mapping[str, Tensor] | None = None
     optimizer: LossAware | StraightThrough | None = None
 
 
@@ -164,15 +168,20 @@ def _resumed(run: _Run, path: Path, plan: list[tuple[str, int, bool]]) -> _Run:
     if [line["what"] for line in run.history[1:]] != [what for what, _, _ in plan[:done]]:
         raise BitwrightError(f"{path} is of a training with another recipe; delete it")
     if done < len(plan) and not plan[done][2]:
-        run.optimizer = _optimizer(run.net, plan[done][0], run.recipe)
+        run.optimizer = _optimizer(run, plan[done][0])
         run.optimizer.restore(state)
     return run
 
 
-def _optimizer(net: Multibit, what: str, r: Recipe) -> LossAware | StraightThrough:
+def _optimizer(run: _Run, what: str) -> LossAware | StraightThrough:
+    net, r = run.net, run.recipe
     if what == "straight":
         return StraightThrough(
-            net, r.straight_rate, coordinates_rate=r.rate, other_rate=r.other_rate
+            net,
+            r.straight_rate,
+            coordinates_rate=r.rate,
+            other_rate=r.other_rate,
+            floats=run.floats,
         )
     domain = "bases" if what == "bases" else "coordinates"
     rate = r.bases_rate if what == "bases" else r.rate

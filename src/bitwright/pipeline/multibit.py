@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bitwright.errors import BitwrightError
 from bitwright.files import put
-from bitwright.multibit import Recipe, convert, prepare, train
+from bitwright.multibit import Recipe, convert, float_weights, prepare, train
 from bitwright.network import join
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.report import falling
@@ -36,6 +36,8 @@ class MultibitSettings:
         temperature: of those answers.
         augment: as for fine-tuning.
         activation_bases: binary bases of what each layer reads; 0 for float.
+        from_float: straight-through epochs begin at the float weights, not at what the bases stand
+            for by then.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class MultibitSettings:
     temperature: float = 4.0
     augment: str | None = None
     activation_bases: int = 0
+    from_float: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def train_multibit(
         loss=_loss(task, settings),
         teacher=None if settings.labels else lambda rows: join(task.model(rows)),
         augment=augment.parse(settings.augment) if settings.augment else None,
+        floats=float_weights(task.model, net) if settings.from_float else None,
         checkpoint=out / "training.safetensors",
         progress=lambda line: progress("multi-bit", line["epoch"] / many),
     )
