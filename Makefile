@@ -2,14 +2,15 @@
 # after pyproject.toml or constraints.txt has changed.
 #
 #   make demo                   the whole pipeline on the embedded network, into build/demo
-#   make test                   all tests, the blocks in README.md and docs/ among them
+#   make test                   the tests, but the slow ones
+#   make test-all               all of them, the blocks in README.md and docs/, tutorials and drills among them
 #   make check                  what CI runs: lint, types, documentation, tests
 #   make docs                   the documentation, into build/site
 #   make wheel                  wheel and sdist, tried in an environment of their own outside the sources
 #   make audit                  dependencies that contradict each other, or have known vulnerabilities
 #   make coverage               branches of curvature, allocate and arith that their own tests reach
 #   make mutants                mutants of them that their own tests miss (MUTANTS=300); goes on where it was stopped
-#   make test PYTEST_ARGS=...   more options for pytest, for example "-m 'not slow'"
+#   make test PYTEST_ARGS=...   more options for pytest, for example "-m 'not slow and not data'"
 #   make test WORKERS=8         in so many processes at once (2)
 #   make ... PYTHON=python3.12  the Python that the environment is made from
 
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: env demo test check lint format types docs wheel audit coverage mutants clean distclean
+.PHONY: env demo test test-all check lint format types docs wheel audit coverage mutants clean distclean
 
 env: $(STAMP)
 
@@ -42,12 +43,17 @@ demo: env
 
 # a thread each, and memory that is kept: threads that wait for each other, and pages that are given back and asked for
 # again, take more time than the small networks of the tests do
+PYTEST := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 \
+  $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
 test: env
-	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 \
-	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: env
+	$(PYTEST) $(PYTEST_ARGS)
 
 # the import direction is a test: tests/test_import_direction.py
-check: lint types docs wheel audit test
+check: lint types docs wheel audit test-all
 
 lint: env
 	$(BIN)/ruff format --check .

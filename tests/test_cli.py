@@ -77,6 +77,7 @@ def test_the_public_names():
     assert all(hasattr(bitwright, name) for name in bitwright.__all__)
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_remember_the_options(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_guaranteed_run_keeps_and_tells_its_promise(
     place: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -58,6 +59,7 @@ def test_overflow_proves_one_file_and_refutes_another(
         assert part in line
 
 
+@pytest.mark.slow
 def test_another_accumulator_is_another_search(place: Path, tmp_path: Path):
     assert (place / "plain" / "plan.json").read_bytes() != (
         place / "run" / "plan.json"

@@ -151,7 +151,7 @@ CASES = [
         number,
         id=f"{page.relative_to(ROOT)}:{block.line}",
         # a page's blocks need one another: `-n 2 --dist loadgroup` keeps them with one worker
-        marks=pytest.mark.xdist_group(page.name),
+        marks=[pytest.mark.xdist_group(page.name), pytest.mark.slow],
     )
     for page in PAGES
     for number, block in enumerate(blocks_of(page.read_text(encoding="utf-8")))

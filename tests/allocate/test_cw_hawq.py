@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from bitwright import allocate
 from bitwright.allocate import Plan, Problem
@@ -41,6 +42,7 @@ class Judge:
         return float(each.sum() + 0.3 * groups.sum() ** 2 / 20)
 
 
+@pytest.mark.slow
 def test_the_agent_beats_random_ratios_and_counts_its_evaluations() -> None:
     problem, order = landscape()
     quotients = []

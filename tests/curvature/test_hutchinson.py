@@ -213,6 +213,7 @@ def test_a_negative_trace_does_not_stop_it_early():
     assert found.details["probes"] > 100
 
 
+@pytest.mark.slow
 def test_the_data_error_comes_from_passes():
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()

@@ -125,6 +125,7 @@ def command(out: Path, *before: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_torchrun_measures_what_one_process_does(tmp_path: Path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     two = command(tmp_path / "two", *torchrun, "--nproc-per-node", "2")

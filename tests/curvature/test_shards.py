@@ -315,6 +315,7 @@ def plain() -> dict[str, np.ndarray]:
     return found | {"largest": largest(made(), None)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_a_sharded_model_measures_as_a_plain_one(
     name: str, folder: Path, plain: dict[str, np.ndarray]

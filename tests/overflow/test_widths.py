@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
 from bitwright import curvature, overflow, quantize
@@ -14,6 +15,7 @@ from bitwright.quantize import EDGE_WIDTHS, Quantized
 from overflow.nets import network, quantized, rows
 
 
+@pytest.mark.slow
 def test_widths_are_the_optimum_of_the_sum():
     found = network()
     tables = quantize.weight_tables(found)

@@ -51,6 +51,7 @@ def test_every_method_makes_a_file_within_the_budget(start: Any, method: str):
     assert run.rivals()[method].cost == plan.cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ilp", "hawq", "local-moves", "haq"])
 def test_a_goal_in_bytes_is_met_by_every_method(start: Any, method: str):
     run = start(method=method, evaluations=4)
@@ -129,6 +130,7 @@ def test_free_activations_are_refused_with_the_reason(start: Any):
         run.check_goal()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cw-hawq", "cross-entropy", "local-moves"])
 def test_processes_change_the_time_only(start: Any, method: str):
     found = []

@@ -87,6 +87,7 @@ def test_methods_keep_the_bit_operations(method: str, start: Any):
         assert plan.limits[0].total <= 0.45
 
 
+@pytest.mark.slow
 def test_bounds_hold_with_every_goal(start: Any):
     free = start(budget=None, max_kl=0.05)
     bound = start(budget=None, max_kl=0.05, max_bops="1M")
@@ -166,6 +167,7 @@ def test_the_order_of_fine_tuning_counts_where_there_is_any(
     assert run.store.path("model.safetensors").read_bytes() == found[24, "hawq"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "budget"),
     [("channels", "35%"), ("cw-hawq", "4.8KB"), ("cw-hawq", "3700B"), ("uniform", "4.8KB")],
@@ -176,6 +178,7 @@ def test_bytes_are_bytes_of_the_file(budget: str, method: str, start: Any):
     assert run.onnx.stat().st_size <= target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_budget_in_bytes_is_used_up(seed: int, tmp_path: Path):
     with torch.random.fork_rng(devices=[]):
@@ -272,6 +275,7 @@ def test_nothing_is_measured_twice(start: Any, monkeypatch: pytest.MonkeyPatch):
                 _ = other.sensitivity
 
 
+@pytest.mark.slow
 def test_a_refitted_head_is_in_the_files_and_can_be_taken_back(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ):
