@@ -63,8 +63,9 @@ def _tile(width: int) -> Callable[..., Any]:
             b.load(b.bitcast(b.gep(near, [number(64 * j)]), _BYTES.as_pointer()), align=1)
             for j in range(parts)
         ]
-        found = [[b.call(dot, [total, q, w]) for total, w in zip(own, weights, strict=True)]
-                 for own, q in zip(sums, _four_inputs(b, rows, stride, at), strict=True)]  # fmt: skip
+        found = []
+        for own, q in zip(sums, _four_inputs(b, rows, stride, at), strict=True):
+            found.append([b.call(dot, [n, q, w]) for n, w in zip(own, weights, strict=True)])
         then = b.add(at, number(4))
         at.add_incoming(then, loop)
         for own, more in zip(sums, found, strict=True):
@@ -95,7 +96,7 @@ def _four_inputs(b: Any, rows: Any, stride: Any, at: Any) -> list[Any]:
     for r in range(_ROWS):
         place = b.gep(rows, [b.add(b.mul(stride, ir.Constant(_I64, r)), at)])
         word = b.load(b.bitcast(place, _I32.as_pointer()), align=1)
-        word = b.xor(word, sign)
+        word = b.xor(word, sign)  # of 16 words at once LLVM makes code for minutes
         one = b.insert_element(ir.Constant(_SUMS, ir.Undefined), word, ir.Constant(_I32, 0))
         found.append(b.bitcast(b.shuffle_vector(one, one, every), _BYTES))
     return found

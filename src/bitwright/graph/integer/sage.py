@@ -19,7 +19,7 @@ class SAGELayer:
 
     Attributes:
         share: one over the number of neighbours, float32 [nodes].
-        means: what means become, codes of the product `near`.
+        means: what means become, codes of the product `others`.
         own, others: products of a node's own row and of the means, whose sum becomes codes.
     """
 
