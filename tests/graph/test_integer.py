@@ -85,6 +85,56 @@ def test_without_byte_products_sums_are_the_same(width: int, by_channel: bool):
         np.testing.assert_array_equal(out, wanted)
 
 
+def check_products(inputs: int, outputs: int, coded: bool) -> None:
+    """Two layers' products, added, are those in float64; of codes, no more than one level away."""
+    g = torch.Generator().manual_seed(0)
+    bias = torch.randn(outputs, generator=g)
+    after = products.affine(outputs, None, bias, (0.05, 100) if coded else None)
+    plain = products.affine(outputs, None, None, None)
+    given = [torch.randn(11, inputs + more, generator=g) for more in (0, 30)]
+    weights = [torch.randn(outputs, x.shape[1], generator=g) / x.shape[1] ** 0.5 for x in given]
+    grids = [(0.025, 90), (0.03, 131)]
+    codes = [products.coded(x, grid) for x, grid in zip(given, grids, strict=True)]
+    wanted = bias.double()
+    for q, weight, (step, zero) in zip(codes, weights, grids, strict=True):
+        x = step * (q[:, : weight.shape[1]].double() + 128 - zero)
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        wanted = wanted + x @ ((weight / scale).round() * scale).double().T
+    one = products.product(weights[0], grids[0], after)
+    found = one(codes[0], (products.product(weights[1], grids[1], plain), codes[1]))
+    if coded:
+        wanted = (100 + wanted / 0.05).round().clip(0, 255) - 128
+        wide = (found[:, :outputs] - wanted).abs()
+        assert float(wide.max()) <= 1 and float(wide.mean()) < 0.01
+    else:
+        torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dots", [True, False])
+@pytest.mark.parametrize("coded", [True, False])
+@pytest.mark.parametrize("outputs", [7, 16, 20, 64, 100])
+def test_joined_products_are_those_of_matrices(
+    outputs: int, coded: bool, dots: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Rows that are no multiple of four; by the processor's dot products, and by blocks."""
+    monkeypatch.setattr(products, "_DOTS", dots and products._DOTS)
+    monkeypatch.setattr(products, "BLOCK", 4)
+    check_products(50, outputs, coded)
+
+
+@pytest.mark.skipif(not dots.has_byte_dots(), reason="this processor multiplies by blocks")
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("products", "- 128 * self.weight", "- 127 * self.weight"),
+        ("products", "permute(2, 0, 3, 1)", "permute(2, 0, 1, 3)"),
+    ],
+)
+def test_wrong_joined_products_are_seen(module: str, old: str, new: str):
+    with mutated(f"graph.integer.{module}", old, new), pytest.raises(AssertionError):
+        check_products(50, 20, False)
+
+
 def check_network(net: DegreeQuant, x: Tensor, edges: Tensor, **more: Any) -> None:
     """Nearly all numbers agree to 1e-4 of the largest; few hidden codes are one level away.
 
@@ -109,6 +159,12 @@ def network(kind: str, layers: int, hidden: int = 24, **more: Any) -> DegreeQuan
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_on_bytes_it_answers_as_trained(kind: str, layers: int):
     check_network(network(kind, layers), *graph(200))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_byte_products_it_answers_as_trained(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(products, "_DOTS", False)
+    check_network(network(kind, 2), *graph(200))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitwright.graph.integer.dots import has_byte_dots
 from bitwright.graph.integer.kernels import finish, to_codes
+from bitwright.graph.integer.matmul import multiply
 from bitwright.graph.weights import weight_steps
 
 #: step and zero point of codes 0 to 255
@@ -16,6 +20,8 @@ Grid = tuple[float, int]
 
 #: nodes whose products with 64 channels take a megabyte, as much as a core's own cache holds
 BLOCK = 4096
+
+_DOTS = has_byte_dots()
 
 
 def padded(channels: int) -> int:
@@ -92,14 +98,40 @@ class Product:
     scale: Tensor
     after: Affine
 
-    def __call__(self, codes: Tensor, added: Tensor | None = None) -> Tensor:
-        """Of codes int8 [nodes, inputs padded]: `x Wᵀ + bias`, plus what is given in float."""
+    @cached_property
+    def packed(self) -> tuple[Any, Any, Any]:
+        """Weights, begin and scale as :func:`bitwright.graph.integer.matmul.multiply` has them."""
+        inputs, outputs = self.weight.shape
+        width = width_of(outputs)
+        blocks = self.weight.reshape(inputs // 4, 4, outputs // width, width).permute(2, 0, 3, 1)
+        begin = -self.less - 128 * self.weight.sum(0, dtype=torch.int32)  # of unsigned codes
+        return blocks.contiguous().numpy(), begin.numpy(), self.scale.numpy()
+
+    def __call__(self, codes: Tensor, more: tuple[Product, Tensor] | None = None) -> Tensor:
+        """Of codes int8 [nodes, inputs padded]: `x Wᵀ + bias`.
+
+        Args:
+            codes: x.
+            more: another layer of as many outputs, without bias, and its codes, added in float.
+        """
         out = self.after.empty(len(codes))
-        adding = [None] * -(-len(codes) // BLOCK) if added is None else added.split(BLOCK)
-        parts = zip(codes.split(BLOCK), adding, out.split(BLOCK), strict=True)
-        for some, more, target in parts:  # stay in the processor's cache from codes to codes
-            self.finish(torch._int_mm(some, self.weight), more, target)
+        if _DOTS:
+            other = None if more is None else (more[1].numpy(), *more[0].packed)
+            multiply(
+                codes.numpy(), *self.packed, self.after.bias.numpy(), other,
+                *rounding(self.after.grid), width_of(len(self.scale)), out.numpy(),
+            )  # fmt: skip
+            return out
+        for start in range(0, len(codes), BLOCK):  # stay in the processor's cache until codes
+            part = slice(start, start + BLOCK)
+            added = None if more is None else more[0]._in_float(more[1][part])
+            self.finish(torch._int_mm(codes[part], self.weight), added, out[part])
         return out
+
+    def _in_float(self, codes: Tensor) -> Tensor:
+        """`x Wᵀ`, float32 [nodes, outputs padded]."""
+        sums = torch._int_mm(codes, self.weight)
+        return (sums - self.less).float() * self.scale
 
     def finish(self, sums: Tensor, added: Tensor | None, out: Tensor) -> None:
         """Write what the sums int32 [nodes, outputs padded] stand for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch_geometric.nn.aggr import MeanAggregation
@@ -19,8 +19,8 @@ class SAGELayer:
 
     Attributes:
         share: one over the number of neighbours, float32 [nodes].
-        means: what means become, codes of the product `near`.
-        own, others: products of a node's own row, in float, and of the means.
+        means: what means become, codes of the product `others`.
+        own, others: products of a node's own row and of the means, whose sum becomes codes.
     """
 
     grid: Grid
@@ -33,7 +33,7 @@ class SAGELayer:
     def __call__(self, codes: Tensor) -> Tensor:
         """Codes int8 [nodes, inputs padded]."""
         means = summed(codes, self.grid, self.near, self.share, self.means)
-        return self.others(means, self.own(codes))
+        return self.others(means, (self.own, codes))
 
 
 def layer(place: Place) -> SAGELayer:
@@ -50,14 +50,11 @@ def layer(place: Place) -> SAGELayer:
         )
     grid = grid_of(place.net, f"{place.path}/lin_l")
     near = neighbourhoods(place.edges, place.nodes)
-    own = linear(conv.lin_r, place.grid, Follows(place.follows.gain))
-    # as wide as the codes that it is added to
-    own = replace(own, after=replace(own.after, channels=len(own.scale)))
     return SAGELayer(
         place.grid,
         near,
         1 / near.counts.clamp(min=1).float(),
         affine(conv.lin_l.in_channels, None, None, grid),
-        own,
+        linear(conv.lin_r, place.grid, Follows(place.follows.gain)),
         linear(conv.lin_l, grid, place.follows),
     )
