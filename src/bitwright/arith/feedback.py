@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitwright.arith.grid import nearest_codes, positions_of
+from bitwright.arith.grid import nearest_codes, positions_at
 
 #: columns whose corrections reach the later ones in one product
 _BLOCK = 32
@@ -57,12 +57,7 @@ class Levels:
 
     def steps(self, codes: Tensor) -> Tensor:
         """`p(v) − z/2` of codes [G, r, K]."""
-        if self.coordinates is None:
-            return codes - self.half[..., None]
-        table = positions_of(self.coordinates).to(codes.dtype)
-        inside = codes.long().clamp(max=table.shape[-1] - 1)
-        own = self.coordinates[..., :1] > 0
-        return torch.where(own, table.gather(-1, inside), codes) - self.half[..., None]
+        return positions_at(codes, self.coordinates) - self.half[..., None]
 
 
 def round_columns(

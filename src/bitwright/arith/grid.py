@@ -95,13 +95,16 @@ def nearest_codes(position: Tensor, coordinates: Tensor, bits: Tensor) -> Tensor
 
 def positions(codes: Tensor, grid: Grid) -> Tensor:
     """p(v): the codes themselves, or sums of coordinates; float32 [C, K]."""
-    found = codes.float()
-    if grid.coordinates is None:
-        return found
-    table = positions_of(grid.coordinates)
-    return torch.where(
-        grid.multibit[:, None], table.gather(1, codes.long().clamp(max=table.shape[1] - 1)), found
-    )
+    return positions_at(codes.float(), grid.coordinates)
+
+
+def positions_at(codes: Tensor, coordinates: Tensor | None) -> Tensor:
+    """p(v) of codes [..., K], integers as floats, and coordinates [..., 4] of their rows."""
+    if coordinates is None:
+        return codes
+    table = positions_of(coordinates).to(codes.dtype)
+    inside = codes.long().clamp(max=table.shape[-1] - 1)
+    return torch.where(coordinates[..., :1] > 0, table.gather(-1, inside), codes)
 
 
 def nearest(position: Tensor, grid: Grid) -> Tensor:
