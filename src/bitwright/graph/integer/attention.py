@@ -13,16 +13,13 @@ from typing import Any
 import numba
 import numpy as np
 
-from bitwright.graph.integer.dots import has_byte_dots, row_sums
-from bitwright.graph.integer.kernels import MOST, _code
+from bitwright.graph.integer.kernels import MOST, _code, block_sums
 
 #: below this, products of two exponentials may have lost digits
 _LEAST = np.float32(1e-20)
 
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 _inlined = numba.njit(inline="always", error_model="numpy")
-_DOTS = has_byte_dots()
-_heads16, _heads32, _heads64 = (row_sums(width, True, _DOTS) for width in (16, 32, 64))
 
 
 @_compiled
@@ -118,17 +115,7 @@ def _pack(count: Any, found: Any, peak: Any, each: Any, words: Any, added: Any) 
         added[h] = many
 
 
-@_inlined
-def _block(
-    width: Any, rows: Any, stride: Any, columns: Any, words: Any, first: Any, last: Any, out: Any
-) -> None:
-    """Sums of `width` channels, by address; a head's words are under its channels."""
-    if width == 64:
-        _heads64(rows, stride, columns, words, first, last, out)
-    elif width == 32:
-        _heads32(rows, stride, columns, words, first, last, out)
-    else:
-        _heads16(rows, stride, columns, words, first, last, out)
+_block = block_sums(by_channel=True)  # a head's words are under its channels
 
 
 @_compiled

@@ -20,8 +20,6 @@ MOST = 2**31 // (4 * 255 * 255) - 1
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 #: calls cost more than what most of these do, and lengths given as literals make loops fast
 _inlined = numba.njit(inline="always", error_model="numpy")
-_DOTS = has_byte_dots()
-_sum16, _sum32, _sum64 = (row_sums(width, False, _DOTS) for width in (16, 32, 64))
 
 
 @_inlined
@@ -66,17 +64,29 @@ def finish(
                 out[i, c] = _code(v, inverse, zero)
 
 
-@_inlined
-def _block(
-    width: Any, rows: Any, stride: Any, columns: Any, words: Any, first: Any, last: Any, out: Any
-) -> None:
-    """Sums of `width` channels; everything by address, as counting references takes longer."""
-    if width == 64:
-        _sum64(rows, stride, columns, words, first, last, out)
-    elif width == 32:
-        _sum32(rows, stride, columns, words, first, last, out)
-    else:
-        _sum16(rows, stride, columns, words, first, last, out)
+def block_sums(by_channel: bool) -> Any:
+    """Sums of `width` channels, 16, 32 or 64, with :func:`~.dots.row_sums`, to be inlined.
+
+    Everything goes by address, as counting references takes longer.
+    """
+    sum16, sum32, sum64 = (row_sums(width, by_channel, has_byte_dots()) for width in (16, 32, 64))
+
+    @_inlined
+    def block(
+        width: Any, rows: Any, stride: Any, columns: Any, words: Any, first: Any, last: Any,
+        out: Any,
+    ) -> None:  # fmt: skip
+        if width == 64:
+            sum64(rows, stride, columns, words, first, last, out)
+        elif width == 32:
+            sum32(rows, stride, columns, words, first, last, out)
+        else:
+            sum16(rows, stride, columns, words, first, last, out)
+
+    return block
+
+
+_block = block_sums(by_channel=False)
 
 
 @_inlined
