@@ -128,6 +128,19 @@ def test_searches_price_error_feedback(start: Any):
     assert run.verification.ok
 
 
+def test_an_artefact_that_lost_something_is_no_success(start: Any):
+    run = start(budget="4bit")
+    _ = run.onnx
+    kept = run.quantized.layers["3"]
+    other = replace(kept, codes=(kept.codes + 1) % 2 ** kept.grid.bits[:, None])
+    run.__dict__["quantized"] = replace(run.quantized, layers={**run.quantized.layers, "3": other})
+    check = run.verification
+    assert check.lost and check.why == str(check.lost[0]) and not check.differing
+    assert not check.ok and json.loads(run.store.path("verify.json").read_text())["ok"] is False
+    shown = summarize(run, "tiny").verification
+    assert shown is not None and not shown.ok and shown.first_difference == check.lost[0].name
+
+
 def test_a_loose_budget_ends_the_search_at_once(start: Any):
     run = start(method="cw-hawq", budget="8bit", evaluations=8)
     assert run.plan.cost > 7.5 * tiny.WEIGHTS  # some channels lose less at 7 bits than at 8

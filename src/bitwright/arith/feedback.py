@@ -19,11 +19,12 @@ All rows go at once, each on its own grid; they do not touch each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bitwright.arith.grid import nearest_codes, positions_at
+from bitwright.arith.grid import Ordered, ordered, positions_in, positions_of
 
 #: columns whose corrections reach the later ones in one product
 _BLOCK = 32
@@ -49,15 +50,33 @@ class Levels:
         found = nearest(weight, scale, half, top)
         if self.coordinates is None:
             return found
-        own = self.coordinates[..., 0] > 0
+        own = self._multibit[..., 0]
         at = weight[own] / scale[own] + half[own]
-        bits = (self.coordinates[own] > 0).sum(-1)
-        found[own] = nearest_codes(at, self.coordinates[own], bits).to(found.dtype)
+        found[own] = self._ordered.nearest(at).to(found.dtype)
         return found
 
     def steps(self, codes: Tensor) -> Tensor:
         """`p(v) − z/2` of codes [G, r, K]."""
-        return positions_at(codes, self.coordinates) - self.half[..., None]
+        if self.coordinates is not None:
+            codes = positions_in(codes, self._table, self._multibit)
+        return codes - self.half[..., None]
+
+    # looked up once, not for every column
+    @cached_property
+    def _multibit(self) -> Tensor:
+        assert self.coordinates is not None
+        return self.coordinates[..., :1] > 0
+
+    @cached_property
+    def _table(self) -> Tensor:
+        assert self.coordinates is not None
+        return positions_of(self.coordinates).to(self.scale.dtype)
+
+    @cached_property
+    def _ordered(self) -> Ordered:
+        assert self.coordinates is not None
+        own = self.coordinates[self._multibit[..., 0]]
+        return ordered(own, (own > 0).sum(-1), self.scale.dtype)
 
 
 def round_columns(

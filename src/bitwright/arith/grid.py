@@ -78,19 +78,30 @@ def positions_of(coordinates: Tensor) -> Tensor:
     return coordinates.float() @ bits / 2
 
 
-def nearest_codes(position: Tensor, coordinates: Tensor, bits: Tensor) -> Tensor:
-    """Codes of the positions nearest to `position`, int64 [..., K]; of two the lower one.
+@dataclass(frozen=True)
+class Ordered:
+    """Positions of multi-bit rows in ascending order.
 
-    Args:
-        position: floats [..., K].
-        coordinates: of multi-bit rows, [..., 4]; bits: of them, [...].
+    Attributes:
+        middles: between neighbours, floats [..., 15]; behind the last one infinite.
+        codes: of the positions, int64 [..., 16].
     """
-    table = positions_of(coordinates).to(position.dtype)
+
+    middles: Tensor
+    codes: Tensor
+
+    def nearest(self, position: Tensor) -> Tensor:
+        """Codes of the positions nearest to `position` [..., K], int64; of two the lower one."""
+        return self.codes.gather(-1, torch.searchsorted(self.middles, position.contiguous()))
+
+
+def ordered(coordinates: Tensor, bits: Tensor, dtype: torch.dtype) -> Ordered:
+    """The positions of rows of `coordinates` [..., 4] and `bits` [...]."""
+    table = positions_of(coordinates).to(dtype)
     codes = torch.arange(table.shape[-1], device=table.device)
     table = torch.where(codes < 2 ** bits[..., None], table, torch.inf)
     table, order = table.sort(dim=-1, stable=True)
-    middles = ((table[..., 1:] + table[..., :-1]) / 2).contiguous()
-    return order.gather(-1, torch.searchsorted(middles, position.contiguous()))
+    return Ordered(((table[..., 1:] + table[..., :-1]) / 2).contiguous(), order)
 
 
 def positions(codes: Tensor, grid: Grid) -> Tensor:
@@ -103,8 +114,13 @@ def positions_at(codes: Tensor, coordinates: Tensor | None) -> Tensor:
     if coordinates is None:
         return codes
     table = positions_of(coordinates).to(codes.dtype)
+    return positions_in(codes, table, coordinates[..., :1] > 0)
+
+
+def positions_in(codes: Tensor, table: Tensor, multibit: Tensor) -> Tensor:
+    """p(v) from `table` [..., 16] in rows that are `multibit` [..., 1], and v in the others."""
     inside = codes.long().clamp(max=table.shape[-1] - 1)
-    return torch.where(coordinates[..., :1] > 0, table.gather(-1, inside), codes)
+    return torch.where(multibit, table.gather(-1, inside), codes)
 
 
 def nearest(position: Tensor, grid: Grid) -> Tensor:
@@ -114,7 +130,8 @@ def nearest(position: Tensor, grid: Grid) -> Tensor:
     own = grid.multibit
     if grid.coordinates is None or not bool(own.any()):
         return found
-    codes = nearest_codes(position[own], grid.coordinates[own], grid.bits[own])
+    rows = ordered(grid.coordinates[own], grid.bits[own], position.dtype)
+    codes = rows.nearest(position[own])
     found[own] = positions_of(grid.coordinates[own]).to(found.dtype).gather(1, codes)
     return found
 
@@ -135,7 +152,8 @@ def quantize(weight: Tensor, grid: Grid) -> Tensor:
     codes = at.round().clamp(min=torch.zeros_like(top), max=top).to(torch.uint8)
     own = grid.multibit
     if grid.coordinates is not None and bool(own.any()):
-        codes[own] = nearest_codes(at[own], grid.coordinates[own], grid.bits[own]).to(torch.uint8)
+        rows = ordered(grid.coordinates[own], grid.bits[own], at.dtype)
+        codes[own] = rows.nearest(at[own]).to(torch.uint8)
     return codes
 
 

@@ -41,13 +41,10 @@ class Verification:
     """What was compared and how it came out.
 
     Attributes:
-        ok: every integer tensor equal, or at most one step off on at most 0.1 % of its elements
-            for a known reason, from them the same class on every row, every layer fused whose
-            result is an integer tensor (all of them with 8-bit activations, but one that computes
-            an output), and at most a row and 1 % of them `changed`.
         rows: compared.
         tensors, equal: integer tensors compared, and equal in every element.
         differing: the others, in the order of the graph; the first is where to look.
+        lost: those that the artefact, read back, gives otherwise than the network in memory.
         same_class: share of rows with the same largest output, from end to end.
         same_class_given: the same where the reference goes on from the runtime's own integers: 1,
             or float operations behind the last of them differ by more than their rounding.
@@ -55,6 +52,8 @@ class Verification:
         changed: rows that the file as it is answers otherwise, by more than 1e-4 of the largest
             output, than with its integers as outputs for all of the above: the runtime's optimizer
             has then put other numbers in the place of ours.
+        fused: every layer whose result is an integer tensor became an integer kernel (all of them
+            with 8-bit activations, but one that computes an output).
         qlinear_convolutions, convolutions: fused ones in the runtime's graph, and all.
         integer_linears, linears: calls of linear layers that became integer kernels, and all.
         unsigned: layers whose weights are unsigned because signed ones could saturate.
@@ -62,7 +61,6 @@ class Verification:
         runtime: its version, and the processor.
     """
 
-    ok: bool
     rows: int
     tensors: int
     equal: int
@@ -71,6 +69,7 @@ class Verification:
     same_class_given: float
     output_error: float
     changed: int
+    fused: bool
     qlinear_convolutions: int
     convolutions: int
     integer_linears: int
@@ -78,24 +77,34 @@ class Verification:
     unsigned: tuple[str, ...]
     operations: dict[str, int]
     runtime: str
+    lost: tuple[Difference, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file computes what it should.
+
+        Every integer tensor is equal, or at most one step off on at most 0.1 % of its elements for
+        a known reason, and none `lost`; from them every row has the same class; layers are `fused`;
+        and at most a row and 1 % of them are `changed`.
+        """
+        return not self.why
 
     @property
     def why(self) -> str:
         """What came out otherwise first, in words; empty where `ok`."""
-        if self.ok:
-            return ""
-        if self.differing and not all(map(_explained, self.differing)):
-            return str(next(d for d in self.differing if not _explained(d)))
+        for found in (*self.lost, *self.differing):
+            if found in self.lost or not _explained(found):
+                return str(found)
         if self.same_class_given < 1:
             count = round((1 - self.same_class_given) * self.rows)
             return f"{count} of {self.rows} rows have another class behind the same integers"
         if self.changed > _tolerated(self.rows):
             return f"{self.changed} of {self.rows} rows answered otherwise by the file as it is"
-        return "a layer was not fused into an integer kernel"
+        return "" if self.fused else "a layer was not fused into an integer kernel"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
-        return asdict(self)
+        return {"ok": self.ok, **asdict(self)}
 
 
 def _explained(found: Difference) -> bool:
@@ -262,7 +271,6 @@ def _compare(
 def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verification:
     network, rows = quantized.network, total.done
     differing = differences(quantized, total.tallies)
-    close = all(map(_explained, differing))
     operations = runtime.optimized_operations(path)
     integer = input_tops(network, quantized.edges)
     tables = {name.removesuffix(".rows") for name in lookups(quantized)}
@@ -276,7 +284,6 @@ def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verific
         and found >= expected
     )
     return Verification(
-        ok=close and total.same_given == rows and fused and total.changed <= _tolerated(rows),
         rows=rows,
         tensors=len(total.tallies),
         equal=len(total.tallies) - len(differing),
@@ -285,6 +292,7 @@ def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verific
         same_class_given=total.same_given / rows,
         output_error=total.error,
         changed=total.changed,
+        fused=fused,
         qlinear_convolutions=operations["QLinearConv"],
         convolutions=len(convolutions),
         integer_linears=found,

@@ -64,8 +64,7 @@ class Run(Built):
             )
             chunk = self._chunk
             lost = agree(self.quantized, stored.quantized, self.task.test[:chunk], chunk=chunk)
-            if lost:  # on its way to the disk and back
-                found = replace(found, ok=False, differing=(*lost, *found.differing))
+            found = replace(found, lost=lost)
             put(self.store.path("verify.json"), json.dumps(found.to_dict(), indent=1))
         return found
 

@@ -266,9 +266,11 @@ def _verification(found: Found) -> Verification:
         equal=found.equal,
         differing=tuple(
             (d.name, d.fraction, d.max_step, d.reason or "unexplained")
-            for d in sorted(found.differing, key=lambda d: (-d.max_step, -d.fraction, d.name))
+            for d in sorted(
+                (*found.lost, *found.differing), key=lambda d: (-d.max_step, -d.fraction, d.name)
+            )
         ),
-        first_difference=found.differing[0].name if found.differing else None,
+        first_difference=next((d.name for d in (*found.lost, *found.differing)), None),
         same_class=found.same_class,
         qlinear_convs=found.qlinear_convolutions,
         convolutions=found.convolutions,

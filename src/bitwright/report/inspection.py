@@ -17,6 +17,7 @@ from bitwright.deploy import artefact, onnx_sealed
 from bitwright.deploy.seal import KEY
 from bitwright.deploy.tensors import read_bytes
 from bitwright.errors import BitwrightError
+from bitwright.quantize import coordinate_bytes
 
 Value = str | int | float
 
@@ -89,7 +90,8 @@ def _artefact(path: Path) -> Inspection:
             histogram[b] += layer.fan_in
         mean = float(bits.double().mean())
         span = f"{int(bits.min())}-{int(bits.max())}"
-        packed = -(-int(bits.sum()) * layer.fan_in // 8) + int((bits + 1)[grid.multibit].sum())
+        packed = -(-int(bits.sum()) * layer.fan_in // 8)
+        packed += int(coordinate_bytes(bits[grid.multibit].numpy()).sum())
         shape = "×".join(map(str, layer.shape))
         rows.append((layer.name, layer.kind, shape, layer.weights, round(mean, 2), span, packed))
     total = sum(bits * count for bits, count in histogram.items())
