@@ -479,11 +479,12 @@ def test_no_batch_more_than_needed(factory: Callable[[str], str]) -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 50), st.floats(0.01, 0.9))
 def test_one_loader_gives_what_was_asked(size: int, fraction: float) -> None:
-    from bitwright.data import _gather, _Sizes, _split
+    from bitwright.data.loaders import gather
+    from bitwright.data.splits import Sizes, split
 
-    sizes = _Sizes(0, size, None, fraction)
+    sizes = Sizes(0, size, None, fraction)
     endless = (torch.full((1, 1), float(i)) for i in itertools.count())
-    data = _split(Data(*_gather(endless, "x", sizes.both())), sizes, "x")
+    data = split(Data(*gather(endless, "x", sizes.both())), sizes, "x")
     assert len(data.x) == size
 
 

@@ -36,6 +36,11 @@ def network():
 def data():
     x = np.load("{path}", mmap_mode="c")
     return {{"train_x": x[:-64], "test_x": x[-64:]}}
+
+
+def batches():
+    x = np.load("{path}", mmap_mode="c")
+    return (torch.from_numpy(x[i:i + 32].copy()) for i in range(0, len(x), 32))
 """
 
 
@@ -72,8 +77,8 @@ def watched(into: dict[str, float]) -> Iterator[None]:
         into["with_mapped_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def streamed(found: Drill, size: float) -> None:
-    """Measure and search from the command line, and `traces` of all rows, of `size` GB."""
+def streamed(found: Drill, size: float, factory: str) -> None:
+    """Measure and search from the command line, with `size` GB from a function of the data file."""
     path = found.place / "images.npy"
     rows = int(size * 1e9 / (4 * ROW))
     write(path, rows)
@@ -81,8 +86,8 @@ def streamed(found: Drill, size: float) -> None:
     spec = f"{found.place}/big.py"
     said = found.place / "memory"
     out = found.folder()
-    words = ["search", "--model", f"{spec}:network", "--data", f"{spec}:data", "--out", str(out),
-             "--calibration-rows", "256", "--quiet"]  # fmt: skip
+    words = ["search", "--model", f"{spec}:network", "--data", f"{spec}:{factory}", "--out",
+             str(out), "--calibration-rows", "256", "--quiet"]  # fmt: skip
 
     def measuring() -> None:
         watch = watched(use := {})
@@ -100,7 +105,7 @@ def streamed(found: Drill, size: float) -> None:
     ended = run(*words, harm=measuring)
     use = eval(said.read_text())
     fits = ended.code == 0 and use["anon_gb"] <= 2
-    found.say("images on disk, GB, searched in memory", round(rows * ROW * 4 / 1e9, 2), fits,
+    found.say(f"GB of images searched in memory: {factory}", round(rows * ROW * 4 / 1e9, 2), fits,
               rows=rows, **{k: round(v, 2) for k, v in use.items()},
               seconds=round(time.perf_counter() - begun, 1),
               **({} if ended.code == 0 else {"bad": ended.err[-400:]}))  # fmt: skip
@@ -145,7 +150,8 @@ def channels(found: Drill, layers: int, width: int) -> None:
 def drill(found: Drill, quick: bool, count: int) -> None:
     """`count` GB of images, and as many channels as that times 12,500."""
     found.warm()
-    streamed(found, 0.25 if quick else count)
+    for factory in ("data", "batches"):
+        streamed(found, 0.7 if quick else count, factory)
     channels(found, *((4, 400) if quick else (25, 500 * count)))
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.data import Data, checked
-from bitwright.data import _gather as gather
-from bitwright.data import _seeded as seeded
+from bitwright.data import Data, checked, gather, seeded
 from bitwright.errors import BitwrightError
 from bitwright.task import Task, assemble
 
