@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from bitwright.errors import BitwrightError
 
 
 class Fn(nn.Module):
@@ -20,6 +23,17 @@ class Fn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.f(self, x)
+
+
+@contextmanager
+def refused(*parts: str) -> Iterator[None]:
+    """The body raises a BitwrightError of one line that holds all `parts`."""
+    with pytest.raises(BitwrightError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
 
 
 @pytest.fixture(autouse=True, scope="module")

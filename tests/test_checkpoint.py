@@ -6,8 +6,7 @@ import argparse
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitwright.checkpoint import load_into, load_model, load_object, load_weights
-from bitwright.errors import BitwrightError
-
-
-@contextmanager
-def refused(*parts: str) -> Iterator[None]:
-    """The body raises a BitwrightError of one line that holds all `parts`."""
-    with pytest.raises(BitwrightError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+from small import refused
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import itertools
 import random
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bitwright.data import Data, check_labels, load_data
-from bitwright.errors import BitwrightError
+from small import refused
 
 Array = np.ndarray[Any, Any]
-
-
-@contextmanager
-def refused(*parts: str) -> Iterator[None]:
-    """The body raises a BitwrightError of one line that holds all `parts`."""
-    with pytest.raises(BitwrightError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def rows(number: int, *shape: int, start: int = 0) -> Array:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from bitwright import task as task_module
 from bitwright.data import Data
-from bitwright.errors import BitwrightError
 from bitwright.task import (
     Task,
     as_labels,
@@ -29,17 +27,7 @@ from bitwright.task import (
     loss_of,
     metric_of,
 )
-
-
-@contextmanager
-def refused(*parts: str) -> Iterator[None]:
-    """The body raises a BitwrightError of one line that holds all `parts`."""
-    with pytest.raises(BitwrightError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
+from small import refused
 
 
 def net() -> nn.Sequential:
