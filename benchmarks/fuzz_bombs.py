@@ -198,6 +198,7 @@ def explode(names: list[str]) -> dict[str, dict[str, Any]]:
             path = Path(folder) / "hostile"
             path.write_bytes(make(content))
             taken, outcome = resident(kind, path)
+            outcome = outcome.replace(f"{folder}/", "")
             found[name] = {
                 "size": path.stat().st_size, "taken": taken, "honest": usual, "outcome": outcome,
                 "holds": taken <= max(MEMORY * usual, ALWAYS),
