@@ -45,6 +45,13 @@ def test_rows_come_back(memory: int, dtype: torch.dtype):
     rows[0] = 7  # as of any tensor
 
 
+def test_a_buffer_may_be_filled_again(memory: int):
+    buffer, found = torch.zeros(4, 3), Spool()
+    for i in range(12):
+        found.add(buffer.fill_(i))
+    assert torch.equal(found.rows()[:, 0], torch.arange(12.0).repeat_interleave(4))
+
+
 def test_chosen_rows(memory: int):
     rows = torch.arange(40.0).reshape(20, 2)
     for which in ([3, 4, 5], [5, 4, 3], [0], [], [*range(20)], [*range(0, 20, 2), 1, *range(5)]):

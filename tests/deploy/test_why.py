@@ -11,7 +11,7 @@ from bitwright.deploy.differences import Difference
 
 GOOD = Verification(
     rows=200, tensors=3, equal=2, differing=(), same_class=1.0, same_class_given=1.0,
-    output_error=0.0, changed=3, fused=True, qlinear_convolutions=2, convolutions=2,
+    output_error=0.0, strayed=3, changed=3, fused=True, qlinear_convolutions=2, convolutions=2,
     integer_linears=1, linears=1, unsigned=(), operations={}, runtime="onnxruntime",
 )  # fmt: skip
 ROUNDING = Difference("mean_1", "mean", 1e-4, 1, (0, 1), 4, 5, "added in another order")
@@ -25,6 +25,8 @@ WRONG = Difference("conv_2", "conv", 0.5, 9, (0, 1), 4, 13, "")
         (replace(GOOD, differing=(ROUNDING, WRONG)), str(WRONG)),
         (replace(GOOD, differing=(ROUNDING,), same_class_given=0.99),
          "2 of 200 rows have another class behind the same integers"),
+        (replace(GOOD, strayed=4, changed=4),
+         "4 of 200 rows have other outputs behind the same integers"),
         (replace(GOOD, changed=4),
          "4 of 200 rows answered otherwise by the file as it is"),
         (replace(GOOD, differing=(ROUNDING,)), ""),

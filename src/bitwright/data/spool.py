@@ -47,9 +47,11 @@ class Spool:
         assert rows.shape[1:] == self._first.shape[1:] and rows.dtype == self._first.dtype
         self._count += len(rows)
         self._bytes += rows.nbytes
+        if self._file is None and self._bytes <= MEMORY:
+            self._parts.append(rows.clone())  # a loader may fill one buffer again and again
+            return
         self._parts.append(rows)
-        if self._file is not None or self._bytes > MEMORY:
-            self._write()
+        self._write()
 
     def rows(self) -> Tensor:
         """All of them [n, ...]; asked for once, at the end."""

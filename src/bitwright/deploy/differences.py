@@ -22,19 +22,20 @@ class Difference:
         name: of the edge.
         layer: the layer that computes it, or the operation where that is no layer.
         fraction: of elements that differ.
-        max_step: the largest difference in quantization steps.
+        max_step: the largest difference in quantization steps; of an output, in its numbers.
         where: index of the first element that differs, the row first.
-        expected, found: the integers there, of the reference and of the runtime.
+        expected, found: the integers there (of an output, its numbers), of the reference and of
+            the runtime.
         reason: why one step may happen there; empty where none is known.
     """
 
     name: str
     layer: str
     fraction: float
-    max_step: int
+    max_step: float
     where: tuple[int, ...]
-    expected: int
-    found: int
+    expected: float
+    found: float
     reason: str
 
     def __str__(self) -> str:

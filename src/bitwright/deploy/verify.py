@@ -8,6 +8,7 @@ to end, by integers of the reference alone.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +50,8 @@ class Verification:
         same_class_given: the same where the reference goes on from the runtime's own integers: 1,
             or float operations behind the last of them differ by more than their rounding.
         output_error: largest absolute difference of an output, from end to end.
+        strayed: rows whose outputs differ, by more than 1e-4 of the largest one or by not being
+            numbers, from what the reference makes of the runtime's own integers.
         changed: rows that the file as it is answers otherwise, by more than 1e-4 of the largest
             output, than with its integers as outputs for all of the above: the runtime's optimizer
             has then put other numbers in the place of ours.
@@ -68,6 +71,7 @@ class Verification:
     same_class: float
     same_class_given: float
     output_error: float
+    strayed: int
     changed: int
     fused: bool
     qlinear_convolutions: int
@@ -85,7 +89,7 @@ class Verification:
 
         Every integer tensor is equal, or at most one step off on at most 0.1 % of its elements for
         a known reason, and none `lost`; from them every row has the same class; layers are `fused`;
-        and at most a row and 1 % of them are `changed`.
+        and at most a row and 1 % of them have `strayed`, and as many are `changed`.
         """
         return not self.why
 
@@ -98,13 +102,18 @@ class Verification:
         if self.same_class_given < 1:
             count = round((1 - self.same_class_given) * self.rows)
             return f"{count} of {self.rows} rows have another class behind the same integers"
+        if self.strayed > _tolerated(self.rows):
+            return f"{self.strayed} of {self.rows} rows have other outputs behind the same integers"
         if self.changed > _tolerated(self.rows):
             return f"{self.changed} of {self.rows} rows answered otherwise by the file as it is"
         return "" if self.fused else "a layer was not fused into an integer kernel"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
-        return {"ok": self.ok, **asdict(self)}
+        said = {"ok": self.ok, **asdict(self)}
+        if not math.isfinite(self.output_error):  # which JSON has no word for
+            said["output_error"] = None
+        return said
 
 
 def _explained(found: Difference) -> bool:
@@ -123,6 +132,7 @@ class _Comparison:
     same: int = 0
     same_given: int = 0
     error: float = 0.0
+    strayed: int = 0
     changed: int = 0
     done: int = 0
 
@@ -160,7 +170,9 @@ def verify(
         found |= {name: found[name].view(np.int32) for name in tables}
         ours, given = _compare(total, reference, rows, found)
         output = join(theirs[0] if len(theirs) == 1 else tuple(theirs))
-        total.error = max(total.error, float((ours - output).abs().max()))
+        # of NaN and a number this is NaN
+        total.error = float(np.maximum(total.error, (ours - output).abs().max().item()))
+        total.strayed += _changed(given, output)
         total.changed += _changed(output, runtime.outputs(plain, rows, chunk))
         total.same += _same_class(ours, output, class_axis)
         total.same_given += _same_class(given, output, class_axis)
@@ -185,11 +197,35 @@ def agree(a: Quantized, b: Quantized, x: Tensor, *, chunk: int = 64) -> tuple[Di
         )
     references = [IntegerNetwork(q) for q in (a, b)]
     total = _Comparison({name: Tally() for name in [*lookups(a), *names[0]]})
+    outputs: list[tuple[Tensor, Tensor]] = []
     for rows in x.split(chunk):
-        _, found = _integers(references[1], rows)
-        _compare(total, references[0], rows, {n: v.numpy() for n, v in found.items()})
+        output, found = _integers(references[1], rows)
+        integers = {n: v.numpy() for n, v in found.items()}
+        outputs.append((_compare(total, references[0], rows, integers)[1], join(output)))
         total.done += len(rows)
-    return differences(a, total.tallies)
+    expected, given = (torch.cat(each) for each in zip(*outputs, strict=True))
+    return (*differences(a, total.tallies), *_of_outputs(expected, given))
+
+
+def _of_outputs(expected: Tensor, found: Tensor) -> tuple[Difference, ...]:
+    """Outputs of the same integers, to the last bit."""
+    wrong = _bits(expected) != _bits(found)
+    if not bool(wrong.any()):
+        return ()
+    place = tuple(wrong.nonzero()[0].tolist())
+    apart = (expected - found).abs()
+    return (
+        Difference(
+            name="output",
+            layer="the network",
+            fraction=float(wrong.double().mean()),
+            max_step=float(apart.max()),
+            where=place,
+            expected=float(expected[place]),
+            found=float(found[place]),
+            reason="",
+        ),
+    )
 
 
 def compared(quantized: Quantized, path: Path, held: Collection[str]) -> list[str]:
@@ -291,6 +327,7 @@ def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verific
         same_class=total.same / rows,
         same_class_given=total.same_given / rows,
         output_error=total.error,
+        strayed=total.strayed,
         changed=total.changed,
         fused=fused,
         qlinear_convolutions=operations["QLinearConv"],
@@ -304,9 +341,9 @@ def _conclusion(quantized: Quantized, path: Path, total: _Comparison) -> Verific
 
 
 def _changed(a: Tensor, b: Tensor) -> int:
-    """Rows in which some output differs by more than the share `SAME` of the largest."""
+    """Rows in which some output differs by more than the share `SAME` of the largest, or is NaN."""
     apart = (a - b).abs().reshape(len(a), -1).amax(1)
-    return int((apart > SAME * float(a.abs().max())).sum())
+    return int((~(apart <= SAME * float(a.abs().max()))).sum())
 
 
 def _same_class(a: Tensor, b: Tensor, class_axis: int) -> int:

@@ -146,7 +146,7 @@ class Verification:
     ok: bool
     tensors: int
     equal: int
-    differing: tuple[tuple[str, float, int, str], ...]
+    differing: tuple[tuple[str, float, float, str], ...]
     first_difference: str | None
     same_class: float
     qlinear_convs: int
