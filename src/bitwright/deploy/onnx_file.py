@@ -21,6 +21,7 @@ from bitwright.deploy.builder import Builder, ints, u8
 from bitwright.deploy.padding import fold_pads, pad_integers
 from bitwright.deploy.placeholders import DOMAIN, export, with_holes
 from bitwright.deploy.reshapes import reshape_integers
+from bitwright.deploy.shield import shield_floats
 from bitwright.deploy.tidy import tidy
 from bitwright.deploy.unpacking import Container, layer_weights
 from bitwright.network import Layer, Network, fresh_edges
@@ -78,6 +79,7 @@ def fill(model: ir.Model, quantized: Quantized) -> ir.Model:
         graph.remove(node, safe=True)
     fold_pads(graph)
     reshape_integers(graph)
+    shield_floats(graph)
     graph.insert_before(graph[0], head)
     for value in build.constants.values():
         graph.initializers[value.name] = value  # type: ignore[index]

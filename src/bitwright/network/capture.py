@@ -20,6 +20,7 @@ from bitwright.errors import BitwrightError
 from bitwright.network.modes import evaluating
 from bitwright.network.ops import (
     CONSTANT,
+    FILLED,
     IDENTITY,
     LAYERS,
     TABLES,
@@ -154,6 +155,8 @@ def _tidy(module: GraphModule) -> None:
             graph.erase_node(node)
         elif node.target in CONSTANT and not node.all_input_nodes:
             _store_constant(module, node)
+        elif node.target in FILLED:
+            _stretch_constant(module, node)
         elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
             _name_pad_by_value(node)
         elif node.target in TABLES:  # the others change gradients alone
@@ -219,6 +222,22 @@ def _store_constant(module: GraphModule, node: Node) -> None:
     stored.meta = dict(node.meta)
     node.replace_all_uses_with(stored)
     module.graph.erase_node(node)
+
+
+def _stretch_constant(module: GraphModule, node: Node) -> None:
+    """Read zeros or ones for every row, a recurrent layer's first state, from those for one."""
+    sizes = list(node.args[0])  # type: ignore[arg-type]
+    with module.graph.inserting_before(node):
+        one = module.graph.call_function(
+            node.target,  # type: ignore[arg-type]
+            ([1 if isinstance(size, Node) else size for size in sizes],),
+            dict(node.kwargs),
+        )
+        whole = module.graph.call_function(aten.expand.default, (one, sizes))
+    one.meta, whole.meta = dict(node.meta), dict(node.meta)
+    node.replace_all_uses_with(whole)
+    module.graph.erase_node(node)
+    _store_constant(module, one)
 
 
 def _name_pad_by_value(node: Node) -> None:

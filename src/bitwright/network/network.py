@@ -265,12 +265,15 @@ def _owner(node: Node) -> str:
     """The canonical name of the layer a node calls: its parameter's name, else its own."""
     for source in node.all_input_nodes:
         if source.op == "get_attr":
-            return str(source.target).removesuffix(".weight")
+            owner, _, own = str(source.target).rpartition(".")
+            # a recurrent layer's first parameter is `weight_ih_l0`
+            its = own == "weight" or own.startswith("weight_ih_")
+            return owner if owner and its else str(source.target)
     return node.name
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name == p or (p.endswith(".") and name.startswith(p)) for p in patterns)
+    return any(name == p or (p.endswith(".") and f"{name}.".startswith(p)) for p in patterns)
 
 
 def fused_activation(node: Node) -> Node | None:

@@ -79,6 +79,8 @@ IDENTITY = {
 
 #: what is the same at every call and is stored as numbers
 CONSTANT = {aten.arange.default, aten.arange.start, aten.arange.start_step}
+#: constants of as many rows as the input has
+FILLED = {aten.zeros.default, aten.ones.default}
 
 #: activations a runtime folds into the quantized operation before them
 CLIPS = {
