@@ -93,11 +93,10 @@ def test_a_layer_alone_has_the_shape_it_was_made_for(name: str):
 def test_the_forms_are_the_deployed_ones_and_the_width_changes_nothing(name: str):
     shape = SHAPES[name]
     network = latency._one_layer(shape)
-    empty = onnx_file.hollow(network)
 
     def executed(bits: int) -> tuple[list[tuple[str, ...]], list[tuple[int, tuple[int, ...]]]]:
         """The operations of the optimized graph, and types and shapes of its constants."""
-        form = latency._integer_form(latency._copy(empty), network, shape, bits)
+        form = latency._integer_form(onnx_file.hollow(network), network, shape, bits)
         graph = onnx.load_from_string(form).graph
         assert [i.type.tensor_type.elem_type for i in graph.input] == [onnx.TensorProto.UINT8]
         operations = [(op,) * n for op, n in sorted(runtime.optimized_operations(form).items())]
@@ -117,7 +116,7 @@ def test_the_forms_are_the_deployed_ones_and_the_width_changes_nothing(name: str
         assert names == expected[name]
     assert not {"BitShift", "BitwiseAnd", "Transpose"} & names
     plain = latency.serialized(
-        onnx_file.fill(latency._copy(empty), latency._rounded(network, 8, False))
+        onnx_file.fill(onnx_file.hollow(network), latency._rounded(network, 8, False))
     )
     assert not [op for op in runtime.optimized_operations(plain) if "Linear" in op or "Q" in op]
 

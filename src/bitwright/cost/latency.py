@@ -42,9 +42,8 @@ def measure(shape: LayerShape, *, threads: int = 1, repeats: int = 100) -> Row:
         repeats: runs of each form.
     """
     network = _one_layer(shape)
-    empty = onnx_file.hollow(network)
-    plain = serialized(onnx_file.fill(_copy(empty), _rounded(network, 8, False)))
-    integer = [_integer_form(_copy(empty), network, shape, bits) for bits in WIDTHS]
+    plain = serialized(onnx_file.fill(onnx_file.hollow(network), _rounded(network, 8, False)))
+    integer = [_integer_form(onnx_file.hollow(network), network, shape, bits) for bits in WIDTHS]
     live = [runtime.session(f, threads=threads) for f in (plain, *integer, integer[-1])]
     spent = in_turns([empty_call(), *map(_call, live)], repeats)
     times = [_timing(column - spent[:, 0]) for column in spent.T[1:]]
@@ -115,10 +114,6 @@ def _codes(layer: Layer, bits: int) -> QuantizedLayer:
     zero = torch.full((layer.rows,), 2**bits - (bits < 8))
     grid = Grid(torch.full((layer.rows,), bits), scale, zero)
     return QuantizedLayer(codes.to(torch.uint8), grid, torch.zeros(layer.rows))
-
-
-def _copy(model: ir.Model) -> ir.Model:
-    return ir.from_proto(ir.to_proto(model))
 
 
 def serialized(model: ir.Model) -> bytes:

@@ -9,6 +9,7 @@ kernels, unless those could saturate on processors without VNNI: then unsigned, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ def build_model(quantized: Quantized) -> ir.Model:
 
 
 def hollow(network: Network, *, edges: bool = True) -> ir.Model:
-    """The exported graph with holes, the same for all widths."""
+    """The exported graph with holes, the same for all widths; another copy at every call."""
+    return _exported(network, edges).clone()
+
+
+@lru_cache(maxsize=2)  # exporting takes a hundred times as long as filling
+def _exported(network: Network, edges: bool) -> ir.Model:
     return export(with_holes(network, edges), network.input_shape, network.input_dtype)
 
 
