@@ -181,6 +181,14 @@ def test_the_order_of_fine_tuning_counts_where_there_is_any(
 
 
 @pytest.mark.slow
+def test_rivals_fit_the_same_bytes(start: Any):
+    run = start(budget="4.8KB")
+    plans = run.rivals()
+    sizes = {name: run.bench.onnx_bytes(plan) for name, plan in plans.items()}
+    assert set(sizes) == {"uniform", "layers", "channels"} and max(sizes.values()) <= 4800
+    assert plans["layers"].cost > plans["channels"].cost  # their graph takes less of the file
+
+
 @pytest.mark.parametrize(
     ("method", "budget"),
     [("channels", "35%"), ("cw-hawq", "4.8KB"), ("cw-hawq", "3700B"), ("uniform", "4.8KB")],

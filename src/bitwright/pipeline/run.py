@@ -23,7 +23,7 @@ from bitwright.pipeline.built import Built
 from bitwright.pipeline.frontiers import Curve, frontiers
 from bitwright.pipeline.frontiers import to_json as frontiers_json
 from bitwright.pipeline.judge import Judgement, answers_of, judge
-from bitwright.pipeline.search import solve
+from bitwright.pipeline.search import bits_for_bytes, solve
 
 STAGES = (
     "preflight", "measure", "search", "quantize", "finetune", "refit-head", "export", "verify",
@@ -80,12 +80,16 @@ class Run(Built):
         return lines
 
     def rivals(self) -> dict[str, Plan]:
-        """Plans to stand beside: uniform, layers, channels within the chosen plan's budget."""
-        found = {}
+        """Plans to stand beside: uniform, layers, channels within the chosen plan's budget.
+
+        Where that is one of bytes, each has the bits that its own file has room for.
+        """
+        found, target = {}, self._target_bytes
         for method in ("uniform", "layers", "channels"):
             if method != self.plan.method:
                 try:
-                    found[method] = solve(self.bench, method, self.plan.budget)
+                    bits = bits_for_bytes(self.bench, method, target) if target else None
+                    found[method] = solve(self.bench, method, bits or self.plan.budget)
                 except BitwrightError:
                     continue  # uniform may have no width below a tight budget
         found[self.plan.method] = self.plan
