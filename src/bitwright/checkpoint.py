@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pickle
+import random
 import re
 import sys
 import traceback
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -161,6 +163,21 @@ def _from_package(name: str) -> Any:
         raise BitwrightError(f"importing {name!r} failed: {said(error)}; {hint}") from error
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Shuffles, crops and first weights come out the same; the generators are put back."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
 def load_model(spec: str, weights: Path | str | None = None) -> nn.Module:
     """Call a factory without arguments, load weights into what it returns, check the numbers.
 
@@ -178,8 +195,9 @@ def load_model(spec: str, weights: Path | str | None = None) -> nn.Module:
     if spec == "demo":
         spec = "bitwright.demo:network"
     found = load_object(spec)
-    # a network that lives in a module is somebody else's: load into a copy
-    model = copy.deepcopy(found) if isinstance(found, nn.Module) else call(found, spec)
+    with seeded(0):  # weights that nothing is loaded into are the same in every process
+        # a network that lives in a module is somebody else's: load into a copy
+        model = copy.deepcopy(found) if isinstance(found, nn.Module) else call(found, spec)
     if not isinstance(model, nn.Module):
         raise BitwrightError(
             f"{spec}() returned a {type(model).__name__}, not a torch.nn.Module; return the network"

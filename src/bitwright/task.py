@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.checkpoint import call, check_numbers, load_object, said
-from bitwright.errors import BitwrightError
+from bitwright.checkpoint import call, check_numbers, load_object, said, seeded
+from bitwright.errors import BitwrightError, advice
 
 #: as in `bitwright.curvature.divergence`, which stands to the right of this module
 _DIVERGENCES = ("kl", "squared")
@@ -87,7 +86,8 @@ def load_task(spec: str) -> Task:
     """
     found = load_object(spec)
     if not isinstance(found, Task | Mapping):
-        found = call(found, spec)
+        with seeded(0):
+            found = call(found, spec)
     if isinstance(found, Mapping):
         found = _from_fields(found, spec)
     if not isinstance(found, Task):
@@ -101,8 +101,7 @@ def _from_fields(found: Mapping[Any, Any], spec: str) -> Task:
     known = [field.name for field in fields(Task)]
     for name in found:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}"
+            hint = advice(str(name), known)
             raise BitwrightError(f"{spec}: a task has no field {name!r}; {hint}")
     for name in ("model", "calibration"):
         if name not in found:

@@ -49,9 +49,17 @@ def print_table(console: Console, summary: Any) -> None:
             Text(row.name, style="bold" if row.chosen else ""),
             "32" if row.mean_bits is None else f"{row.mean_bits:.2f}",
             f"{row.bytes:,}",
-            "–" if row.kl is None else f"{row.kl:.4f} ± {row.kl_stderr:.4f}",
+            "–" if row.kl is None else with_error(row.kl, row.kl_stderr),
             "–" if row.metric is None else f"{100 * row.metric:.2f} %",
             "–" if row.agreement is None else f"{100 * row.agreement:.2f} %",
             "–" if row.latency_ms is None else f"{row.latency_ms:.2f}",
         )
     console.print(table)
+
+
+def with_error(value: float, error: float) -> str:
+    """`value ± error`, with four decimals or as many as two figures of the error take."""
+    decimals = 4
+    while decimals < 9 and 0 < error < 10 ** (1 - decimals):
+        decimals += 1
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
@@ -48,15 +49,16 @@ def read(data: Any) -> list[Batch]:
     """Batches of equal shapes put together.
 
     Args:
-        data: a tensor of inputs; a tuple `(inputs, targets)`; a dict of keyword arguments, in which
-            `labels` are targets; or an iterable of such (a loader). Several positional arguments
-            are a tuple of their own: `((a, b), targets)`. What was read before is taken as it is.
+        data: a tensor or array of inputs; a tuple `(inputs, targets)`; a dict of keyword
+            arguments, in which `labels` are targets; or an iterable of such (a loader). Several
+            positional arguments are a tuple of their own: `((a, b), targets)`. What was read before
+            is taken as it is.
 
     Raises:
         BitwrightError: no rows, lengths that do not agree, or numbers that are not finite.
     """
     alike: list[tuple[Any, list[Batch]]] = []
-    single = isinstance(data, Tensor | Mapping | tuple)
+    single = isinstance(data, Tensor | np.ndarray | Mapping | tuple)
     for piece in [data] if single else _iterate(data):
         batch = _batch(piece)
         shapes = _shapes(batch)
@@ -82,6 +84,7 @@ def _iterate(data: Any) -> Iterator[Any]:
 def _batch(piece: Any) -> Batch:
     if isinstance(piece, Batch):
         return piece
+    piece = tree_map(lambda t: torch.as_tensor(t) if isinstance(t, np.ndarray) else t, piece)
     targets = None
     if isinstance(piece, Mapping):
         inputs: Any = {k: v for k, v in piece.items() if k != "labels"}

@@ -294,6 +294,12 @@ def _cross_entropy(
     weight = logits.new_ones(classes) if loss.weight is None else loss.weight.to(logits)
     smooth = loss.label_smoothing
     if targets.is_floating_point():  # class probabilities
+        if targets.shape != outputs.shape:
+            raise BitwrightError(
+                f"targets are {targets.dtype} of shape {tuple(targets.shape)}, outputs "
+                f"{tuple(outputs.shape)}; give class numbers (int64), or probabilities of that "
+                "shape"
+            )
         t = flat(targets, "kl", class_axis).to(logits)
         t = t * (1 - smooth) + smooth / classes
         scale = (t * weight).sum(-1)
@@ -301,6 +307,12 @@ def _cross_entropy(
     else:
         t = targets.reshape(n, positions)
         kept = t != loss.ignore_index
+        if bool((kept & ((t < 0) | (t >= classes))).any()):
+            strange = t[kept & ((t < 0) | (t >= classes))]
+            raise BitwrightError(
+                f"label {int(strange[0])} is out of range: the outputs have {classes} classes; "
+                f"give labels of 0 to {classes - 1}"
+            )
         chosen = weight[t.clamp(0, classes - 1)]
         scale = ((1 - smooth) * chosen + smooth / classes * weight.sum()) * kept
         divisor = chosen * kept

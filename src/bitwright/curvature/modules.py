@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bitwright.checkpoint import said
 from bitwright.curvature import processes, shards
 from bitwright.curvature.batches import Batch, pieces
 from bitwright.curvature.layout import Layout
@@ -65,7 +66,20 @@ class ModuleSubject:
     def _discover(self) -> None:
         """Weights, edges and channels, from a few rows; a second pass must give the same."""
         few = self.batches[0].take(torch.arange(min(3, self.batches[0].rows)))
-        record, again = self._record(few), self._record(few)
+        try:
+            record = self._record(few)
+        except BitwrightError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(
+                f"{tuple(t.shape)} of {t.dtype}" for t in tree_leaves(few.inputs)
+                if isinstance(t, Tensor)
+            )  # fmt: skip
+            raise BitwrightError(
+                f"{type(self.model).__name__} does not take a batch of {shapes}: {said(error)}; "
+                "give rows as the model takes them"
+            ) from error
+        again = self._record(few)
         if not torch.equal(record.outputs, again.outputs):
             raise BitwrightError(
                 "the model answers differently when asked again (dropout in training mode?), so "

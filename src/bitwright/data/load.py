@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bitwright.checkpoint import call, load_object, on_path, said
+from bitwright.checkpoint import call, load_object, on_path, said, seeded
 from bitwright.data.folders import from_folder
-from bitwright.data.loaders import gather, seeded
+from bitwright.data.loaders import gather
 from bitwright.data.splits import Sizes, reduced, split
 from bitwright.errors import BitwrightError
 from bitwright.task import Data, as_labels, as_rows, checked

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -69,18 +66,3 @@ def _batch(batch: Any, name: str) -> tuple[Tensor, Tensor | None]:
     if y is not None and len(y) != len(x):
         raise BitwrightError(f"{name}: {len(x)} rows but {len(y)} labels; give one label a row")
     return x, y
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Shuffling loaders and random crops come out the same; the generators are put back."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

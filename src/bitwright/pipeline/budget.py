@@ -36,7 +36,7 @@ def parse_budget(text: str) -> Budget:
     Raises:
         BitwrightError: none of the three forms, or not positive.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z%]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z%]+)\s*", str(text))
     if match:
         value, unit = float(match[1]), match[2].upper()
         if value > 0:

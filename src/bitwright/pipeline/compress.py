@@ -18,7 +18,7 @@ from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.judge import Judgement
 from bitwright.pipeline.measured import Progress, silent
 from bitwright.pipeline.run import Run
-from bitwright.pipeline.settings import Settings
+from bitwright.pipeline.settings import Settings, known
 from bitwright.pipeline.summarize import summarize
 from bitwright.pipeline.tasks import task_of
 from bitwright.report import page
@@ -109,10 +109,7 @@ def compress(
     if budget is None and options.get("max_kl") is None and options.get("max_drop") is None:
         budget = "3bit"
     parsed = None if budget is None else parse_budget(budget)
-    try:
-        settings = Settings(budget=parsed, **options)
-    except TypeError as error:
-        raise BitwrightError(f"compress: {error}; see bitwright.Settings") from error
+    settings = Settings(budget=parsed, **known(Settings, options, "compress"))
     run = Run(task, settings, Path(out), progress)
     return finish(run, type(task.model).__name__, f"bitwright.compress(…, budget={budget!r})")[0]
 

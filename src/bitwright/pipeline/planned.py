@@ -254,7 +254,8 @@ class Planned(Gridded):
         metric = metric_of(replace(self.task, test_labels=labels))
         if labels is None or metric is None:
             raise BitwrightError(
-                "--max-drop needs labels of the calibration rows and a metric; use --max-kl"
+                "--max-drop needs labels of the calibration rows (in Python: `calibration=(x, y)`) "
+                "and a metric; use --max-kl"
             )
         return labels, metric
 

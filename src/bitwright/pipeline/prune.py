@@ -40,7 +40,7 @@ from bitwright.pipeline.keep import (
 from bitwright.pipeline.measured import Progress, silent, with_test_rows
 from bitwright.pipeline.mixed import mixed_selection
 from bitwright.pipeline.run import Run
-from bitwright.pipeline.settings import Settings
+from bitwright.pipeline.settings import Settings, known
 from bitwright.pipeline.store import Store
 from bitwright.pipeline.tasks import task_of
 from bitwright.prune import (
@@ -135,10 +135,8 @@ def prune(
             what, where, and what to do.
     """
     task = task_of(model, calibration, test, options.get("seed", 0), "prune")
-    try:
-        settings = check_prune_settings(PruneSettings(keep=keep, **options))
-    except TypeError as error:
-        raise BitwrightError(f"prune: {error}; see bitwright.pipeline.PruneSettings") from error
+    own = known(PruneSettings, options, "prune")
+    settings = check_prune_settings(PruneSettings(keep=str(keep), **own))
     return run_prune(task, settings, Path(out), progress)
 
 

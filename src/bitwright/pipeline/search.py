@@ -426,8 +426,21 @@ class Workbench:
 
 
 def solve(bench: Workbench, method: str, budget_bits: int) -> Plan:
-    """The plan of a method that needs no evaluations; of a search, what it sets out from."""
-    return METHODS[method].solve(bench, bench.problem(budget_bits))
+    """The plan of a method that needs no evaluations; of a search, what it sets out from.
+
+    Raises:
+        BitwrightError: the method breaks the budget, a bound or a tie, or gives no plan.
+    """
+    try:
+        found = METHODS[method].solve(bench, bench.problem(budget_bits))
+    except ValueError as error:
+        raise BitwrightError(f"the method {method} gives no plan: {error}") from error
+    if not isinstance(found, Plan):
+        raise BitwrightError(
+            f"the method {method} gives a {type(found).__name__}, not a plan; return "
+            "allocate.make_plan(problem, choice, name)"
+        )
+    return found
 
 
 def within_error(bench: Workbench, plan: Plan, draws: int = 4, seed: int = 0) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from bitwright.errors import BitwrightError
+from bitwright.errors import BitwrightError, advice
 from bitwright.network import Network
 from bitwright.pipeline.accumulators import Sums, sums_of
 from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_latency
@@ -122,6 +122,19 @@ def as_text(settings: Settings) -> dict[str, str]:
     values["overrides"] = dict(settings.overrides)
     texts = ((name, setting_text(value)) for name, value in values.items())
     return {name: text for name, text in texts if text is not None}
+
+
+def known(kind: type[Any], options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The options, which are fields of `kind`; `name` is who was given them.
+
+    Raises:
+        BitwrightError: one is no field; the line names the nearest that is.
+    """
+    fields = list(kind.__dataclass_fields__)
+    for option in options:
+        if option not in fields:
+            raise BitwrightError(f"{name} has no option {option!r}; {advice(option, fields)}")
+    return options
 
 
 def check_settings(settings: Settings) -> Settings:

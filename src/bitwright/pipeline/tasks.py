@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.data import Data, checked, gather, seeded
+from bitwright.checkpoint import seeded
+from bitwright.data import Data, checked, gather
 from bitwright.errors import BitwrightError
 from bitwright.task import Task, assemble
 
@@ -17,7 +18,7 @@ from bitwright.task import Task, assemble
 def task_of(
     model: nn.Module | Task,
     calibration: Tensor | Iterable[Any] | None,
-    test: Tensor | tuple[Tensor, Tensor] | None,
+    test: Tensor | Iterable[Any] | None,
     seed: object,
     name: str,
 ) -> Task:
@@ -31,7 +32,7 @@ def task_of(
     if calibration is None:
         raise BitwrightError(f"{name} needs calibration rows beside the model")
     x, y = _rows(calibration, seed)
-    test_x, test_y = test if isinstance(test, tuple) else (test, None)
+    test_x, test_y = (None, None) if test is None else _rows(test, seed)
     return assemble(model, checked(Data(x, y, test_x, test_y), "calibration"))
 
 
@@ -39,5 +40,20 @@ def _rows(calibration: Tensor | Iterable[Any], seed: object) -> tuple[Tensor, Te
     """Rows and labels; a shuffling loader shuffles by `seed` and leaves the generators alone."""
     if isinstance(calibration, Tensor | np.ndarray):
         return torch.as_tensor(calibration), None
+    if isinstance(calibration, tuple | list) and _is_pair(calibration):
+        x, y = calibration
+        return torch.as_tensor(x), None if y is None else torch.as_tensor(y)
     with seeded(seed if isinstance(seed, int) else 0):
         return gather(calibration, "calibration", None)
+
+
+def _is_pair(found: Sequence[Any]) -> bool:
+    """Whether it is (rows, labels); a list of two batches has rows of one shape and type."""
+    if len(found) != 2 or not isinstance(found[0], Tensor | np.ndarray):
+        return False
+    x, y = found
+    if isinstance(found, tuple) and y is None:
+        return True
+    if not isinstance(y, Tensor | np.ndarray):
+        return False
+    return isinstance(found, tuple) or x.shape[1:] != y.shape[1:] or x.dtype != y.dtype

@@ -48,6 +48,8 @@ def inspect(path: Path) -> Inspection:
     Raises:
         BitwrightError: it is none of ours, or damaged.
     """
+    if (path / "model.safetensors").is_file():  # a run's folder
+        path = path / "model.safetensors"
     return READERS[kind_of(path)](path)
 
 
@@ -65,7 +67,12 @@ def kind_of(path: Path) -> str:
         return "plan"
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
-            return "artefact" if KEY.encode() in file.read(4096) else "sensitivity"
+            head = file.read(4096)
+        if KEY.encode() in head:
+            return "artefact"
+        if b'"bitwright"' in head:
+            return "sensitivity"
+        raise BitwrightError(f"{path} was not written by bitwright; give a model.safetensors of it")
     raise BitwrightError(
         f"{path} is no file of bitwright by its name; give a model.safetensors, model.onnx, "
         "plan.json or sensitivity.safetensors"
