@@ -162,6 +162,14 @@ def test_on_bytes_it_answers_as_trained(kind: str, layers: int):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_one_output_has_one_step(kind: str):
+    """Of its weights [1, inputs]: one for each input would be float weights, and no product's."""
+    x, edges = graph(200)
+    form = Form(kind, 6, 16, 1)
+    check_network(DegreeQuant(build(form), Scheme(8, 8), x, edges).eval(), x, edges)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_byte_products_it_answers_as_trained(kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(products, "_DOTS", False)
     check_network(network(kind, 2), *graph(200))

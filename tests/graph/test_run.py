@@ -90,6 +90,11 @@ def test_what_is_read_is_what_was_written(kind: str, bits: int, tmp_path: Path):
     artefact.save(found, form, tmp_path / "b", {})
     again, _ = artefact.load(tmp_path / "b")
     torch.testing.assert_close(found(x, edges, **batch), again(x, edges, **batch))
+    one = Form(kind, 6, 8, 1)
+    single = DegreeQuant(build(one), Scheme(bits, bits), x, edges).eval()
+    artefact.save(single, one, tmp_path / "c", {})
+    found, _ = artefact.load(tmp_path / "c")
+    torch.testing.assert_close(found(x, edges), single(x, edges), atol=1e-5, rtol=1e-5)
     if bits == 2:
         codes = sum(wanted.net.get_parameter(name).numel() for name in wanted.low_bit)
         floats = sum(v.numel() for v in wanted.net.state_dict().values())

@@ -144,6 +144,7 @@ class Product:
 def product(weight: Tensor, grid: Grid, after: Affine) -> Product:
     """The layer with weights [outputs, inputs] on codes of the grid."""
     steps, _ = weight_steps(weight, 8)
+    assert len(steps) == len(weight)  # any other number would be broadcast
     levels = (weight / steps[:, None]).round().to(torch.int8)
     outputs, inputs = len(after.gain), padded(weight.shape[1])
     codes = torch.zeros(outputs, inputs, dtype=torch.int8)
