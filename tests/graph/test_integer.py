@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.nn.models import GAT, GCN, GIN
+from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 
 from bitwright import BitwrightError
 from bitwright.graph import DegreeQuant, Form, Scheme, build, integer
@@ -230,6 +230,21 @@ def test_attention_far_below_the_largest_score_is_exact():
     assert torch.isfinite(made(x)).all()
 
 
+@pytest.mark.parametrize(
+    "options", [{"improved": True}, {"add_self_loops": False}, {"cached": True}], ids=str
+)
+def test_the_normalizations_of_gcn(options: dict[str, Any]):
+    x, edges = graph(200)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = GCN(6, 16, 2, 4, **options)
+    low_bit = DegreeQuant(net, Scheme(8, 8), x, edges).eval()
+    check_network(low_bit, x, edges)
+    if "cached" in options:
+        with pytest.raises(BitwrightError, match="convs/0 is cached and keeps other edges"):
+            integer.on_bytes(low_bit, edges[:, 1:], 200)
+
+
 def test_other_networks_are_refused():
     x, edges = graph()
 
@@ -243,4 +258,10 @@ def test_other_networks_are_refused():
     refused(GIN(6, 8, 2, 4, jk="cat"), "joins its layers")
     refused(GIN(6, 8, 2, 4, norm="layer_norm"), "a norm is a LayerNorm; on bytes run batch-norms")
     refused(GAT(6, 8, 2, 4, v2=True), "GATv2Conv; on bytes run GATConv")
+    refused(GCN(6, 8, 2, 4, add_self_loops=False, normalize=False), "convs/0 has normalize=False")
+    for kind in (GCN, GIN, GraphSAGE, GAT):
+        refused(kind(6, 8, 2, 4, flow="target_to_source"), "flow target_to_source; on bytes run")
+        refused(kind(6, 8, 2, 4, aggr="max"), "convs/0 has the aggregation MaxAggregation")
+    refused(GraphSAGE(6, 8, 2, 4, aggr="sum"), "SumAggregation .* on bytes run MeanAggregation")
+    refused(GraphSAGE(6, 8, 2, 4, project=True), "convs/0 is no plain GraphSAGE")
     refused(GCN(6, 8, 2, 4).convs[0], "a GCNConv; on bytes run GCN, GIN, GraphSAGE, GAT")

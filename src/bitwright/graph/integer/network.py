@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import global_mean_pool
+from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 
 from bitwright.errors import BitwrightError
@@ -30,6 +31,8 @@ KINDS: dict[type[nn.Module], Callable[[Place], Callable[[Tensor], Tensor]]] = {
     GraphSAGE: sage.layer,
     GAT: gat.layer,
 }
+#: what messages become where it is not their sum
+_AGGREGATIONS = {GraphSAGE: MeanAggregation}
 
 
 @dataclass(frozen=True)
@@ -127,5 +130,12 @@ def _refuse(net: DegreeQuant, body: Any) -> None:
         raise BitwrightError(
             "the network joins its layers, or has no ReLU behind its norms; such are not on bytes"
         )
+    wanted = _AGGREGATIONS.get(type(body), SumAggregation)
+    for i, conv in enumerate(body.convs):
+        if type(conv.aggr_module) is not wanted or conv.flow != "source_to_target":
+            raise BitwrightError(
+                f"convs/{i} has the aggregation {type(conv.aggr_module).__name__} and the flow "
+                f"{conv.flow}; on bytes run {wanted.__name__} from source_to_target"
+            )
     if (net.scheme.bits, net.scheme.weight_bits) != (8, 8) or net.scheme.widths is not None:
         raise BitwrightError(f"bits are {net.scheme.bits}; on bytes run networks of 8 everywhere")
