@@ -112,7 +112,7 @@ def test_the_same_command_goes_on_and_another_is_refused(
         ({"protect": "0.1"}, "--protect is '0.1'; use LOW:HIGH"),
         ({"protect": "0.5:0.1"}, "protect is 0.5:0.1"),
         ({"net": "gnn"}, "net is 'gnn'"),
-        ({"dataset": place / "no.npz"}, "no.npz is no graph of nodes"),
+        ({"dataset": place / "no.npz"}, "no.npz is not a graph of nodes"),
         ({"dataset": place / "no.txt"}, "no.txt is not in the form of powerful-gnns"),
     ):
         assert says in refused(capfd, "train-graph", *options(place, **changed))
