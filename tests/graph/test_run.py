@@ -134,6 +134,22 @@ def test_damaged_artefacts_are_refused(place: Path, tmp_path: Path):
         artefact.save(DegreeQuant(net("gcn"), Scheme(None), x, edges), form, path, {})
 
 
+@pytest.mark.parametrize("kind", ["gcn", "gat", "gin", "sage"])
+def test_forms_larger_than_their_files_are_refused(kind: str, tmp_path: Path):
+    """Before memory is taken for them; heads that are averaged make four gigabytes of one layer."""
+    x, edges = graph()
+    net = DegreeQuant(build(Form(kind, 6, 8, 3)), Scheme(), x, edges)
+    path = tmp_path / "a"
+    for sizes in ((1000, 2**18, 3, 2, 1), (6, 2**10, 2**10, 2, 2**10), (6, 2**13, 3, 16, 1)):
+        inputs, hidden, outputs, layers, heads = sizes
+        form = Form(kind, inputs, hidden, outputs, layers, heads=heads)
+        with torch.device("meta"):
+            claimed = sum(value.numel() for value in build(form).parameters())
+        artefact.save(net, form, path, {})
+        with pytest.raises(BitwrightError, match=f"has {claimed} weights; in so small a file"):
+            artefact.load(path)
+
+
 def test_graphs_with_labels(tmp_path: Path):
     blocks = []
     for i in range(60):  # paths and stars
