@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.nn.models import GAT, GCN, GIN
+from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 
 from bitwright import BitwrightError
 from bitwright.graph import DegreeQuant, Form, Scheme, build, integer
@@ -17,6 +17,7 @@ from bitwright.graph.integer import dots, gat, gcn, gin, neighbours, products, s
 from bitwright.graph.integer import network as network_of
 from graph.graphs import graph
 from mutants import mutated
+from small import refused
 
 KINDS = ("gcn", "gin", "sage", "gat")
 
@@ -122,6 +123,23 @@ def test_joined_products_are_those_of_matrices(
     check_products(50, outputs, coded)
 
 
+@pytest.mark.parametrize("dots", [True, False])
+def test_products_up_to_32_bits_hold_and_longer_ones_are_refused(
+    dots: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """All codes and weights are the largest; one of either sign, whose sums are the largest."""
+    monkeypatch.setattr(products, "_DOTS", dots and products._DOTS)
+    count = (2**31 - 1) // (255 * 127)
+    weight = torch.ones(2, count + 1) * torch.tensor([[1.0], [-1.0]])
+    plain = products.affine(2, None, None, None)
+    for zero, x in ((0, 1.0), (255, -1.0)):
+        held = products.product(weight[:, :count], (1 / 255, zero), plain)
+        found = held(products.coded(torch.full((5, count), x), (1 / 255, zero)))
+        torch.testing.assert_close(found, (x * count * torch.tensor([1.0, -1.0])).expand(5, 2))
+    with refused("a layer of 66312 inputs reach 2,147,514,120", "beyond 32-bit integers"):
+        products.product(weight, (1 / 255, 0), plain)
+
+
 @pytest.mark.skipif(not dots.has_byte_dots(), reason="this processor multiplies by blocks")
 @pytest.mark.parametrize(
     ("module", "old", "new"),
@@ -159,6 +177,14 @@ def network(kind: str, layers: int, hidden: int = 24, **more: Any) -> DegreeQuan
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_on_bytes_it_answers_as_trained(kind: str, layers: int):
     check_network(network(kind, layers), *graph(200))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_output_has_one_step(kind: str):
+    """Of its weights [1, inputs]: one for each input would be float weights, and no product's."""
+    x, edges = graph(200)
+    form = Form(kind, 6, 16, 1)
+    check_network(DegreeQuant(build(form), Scheme(8, 8), x, edges).eval(), x, edges)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -222,17 +248,69 @@ def test_attention_far_below_the_largest_score_is_exact():
     assert torch.isfinite(made(x)).all()
 
 
+@pytest.mark.parametrize(
+    "options", [{"improved": True}, {"add_self_loops": False}, {"cached": True}], ids=str
+)
+def test_the_normalizations_of_gcn(options: dict[str, Any]):
+    x, edges = graph(200)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = GCN(6, 16, 2, 4, **options)
+    low_bit = DegreeQuant(net, Scheme(8, 8), x, edges).eval()
+    check_network(low_bit, x, edges)
+    if "cached" in options:
+        with pytest.raises(BitwrightError, match="convs/0 is cached and keeps other edges"):
+            integer.on_bytes(low_bit, edges[:, 1:], 200)
+
+
 def test_other_networks_are_refused():
     x, edges = graph()
 
-    def refused(net: torch.nn.Module, text: str, scheme: Scheme | None = None) -> None:
+    def check(net: torch.nn.Module, text: str, scheme: Scheme | None = None) -> None:
         wrapped = DegreeQuant(net, scheme or Scheme(8, 8), x, edges)
         with pytest.raises(BitwrightError, match=text):
             integer.on_bytes(wrapped, edges, len(x))
 
-    refused(GCN(6, 8, 2, 4), "bits are 4; on bytes run networks of 8", Scheme(4, 8))
-    refused(GCN(6, 8, 2, 4, act="tanh"), "has no ReLU")
-    refused(GIN(6, 8, 2, 4, jk="cat"), "joins its layers")
-    refused(GIN(6, 8, 2, 4, norm="layer_norm"), "a norm is a LayerNorm; on bytes run batch-norms")
-    refused(GAT(6, 8, 2, 4, v2=True), "GATv2Conv; on bytes run GATConv")
-    refused(GCN(6, 8, 2, 4).convs[0], "a GCNConv; on bytes run GCN, GIN, GraphSAGE, GAT")
+    check(GCN(6, 8, 2, 4), "bits are 4; on bytes run networks of 8", Scheme(4, 8))
+    check(GCN(6, 8, 2, 4, act="tanh"), "has no ReLU")
+    check(GIN(6, 8, 2, 4, jk="cat"), "joins its layers")
+    check(GIN(6, 8, 2, 4, norm="layer_norm"), "a norm is a LayerNorm; on bytes run batch-norms")
+    check(GAT(6, 8, 2, 4, v2=True), "GATv2Conv; on bytes run GATConv")
+    check(GCN(6, 8, 2, 4, add_self_loops=False, normalize=False), "convs/0 has normalize=False")
+    for kind in (GCN, GIN, GraphSAGE, GAT):
+        check(kind(6, 8, 2, 4, flow="target_to_source"), "flow target_to_source; on bytes run")
+        check(kind(6, 8, 2, 4, aggr="max"), "convs/0 has the aggregation MaxAggregation")
+    check(GraphSAGE(6, 8, 2, 4, aggr="sum"), "SumAggregation .* on bytes run MeanAggregation")
+    check(GraphSAGE(6, 8, 2, 4, project=True), "convs/0 is no plain GraphSAGE")
+    check(GCN(6, 8, 2, 4).convs[0], "a GCNConv; on bytes run GCN, GIN, GraphSAGE, GAT")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_features_are_refused(kind: str):
+    """Compiled passes would read behind them."""
+    x, edges = graph(200)
+    net = integer.on_bytes(network(kind, 2), edges, 200)
+    for other in (x[1:], x[:, 1:], x[None], torch.cat([x, x]), torch.cat([x, x], 1), x.double()):
+        with refused("this network is for float32 [200, 6]", str(list(other.shape))):
+            net(other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edges_outside_the_graph_are_refused(kind: str):
+    net = network(kind, 2)
+    edges = graph(200)[1]
+    for other in (edges + 1, edges - 1, edges.int(), edges[0], edges[:1], edges.double()):
+        with refused("edge_index is", "use int64 [2, edges] of 0 to 199"):
+            integer.on_bytes(net, other, 200)
+    with refused("use int64 [2, edges] of 0 to -1"):
+        integer.on_bytes(net, edges[:, :0], 0)
+
+
+def test_graphs_outside_the_batch_are_refused():
+    x, edges = graph(200)
+    batch = torch.arange(200) // 20
+    net = build(Form("gcn", 6, 16, 3, graphs=True))
+    low_bit = DegreeQuant(net, Scheme(8, 8), x, edges, batch=batch).eval()
+    for other in (batch - 1, batch + 191, batch[1:], batch.double()):
+        with refused("batch is", "use int64 [200] of 0 to 199"):
+            integer.on_bytes(low_bit, edges, 200, other)

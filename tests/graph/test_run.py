@@ -90,6 +90,11 @@ def test_what_is_read_is_what_was_written(kind: str, bits: int, tmp_path: Path):
     artefact.save(found, form, tmp_path / "b", {})
     again, _ = artefact.load(tmp_path / "b")
     torch.testing.assert_close(found(x, edges, **batch), again(x, edges, **batch))
+    one = Form(kind, 6, 8, 1)
+    single = DegreeQuant(build(one), Scheme(bits, bits), x, edges).eval()
+    artefact.save(single, one, tmp_path / "c", {})
+    found, _ = artefact.load(tmp_path / "c")
+    torch.testing.assert_close(found(x, edges), single(x, edges), atol=1e-5, rtol=1e-5)
     if bits == 2:
         codes = sum(wanted.net.get_parameter(name).numel() for name in wanted.low_bit)
         floats = sum(v.numel() for v in wanted.net.state_dict().values())
@@ -107,7 +112,7 @@ def test_the_same_command_goes_on_and_another_is_refused(
         ({"protect": "0.1"}, "--protect is '0.1'; use LOW:HIGH"),
         ({"protect": "0.5:0.1"}, "protect is 0.5:0.1"),
         ({"net": "gnn"}, "net is 'gnn'"),
-        ({"dataset": place / "no.npz"}, "no.npz is no graph of nodes"),
+        ({"dataset": place / "no.npz"}, "no.npz is not a graph of nodes"),
         ({"dataset": place / "no.txt"}, "no.txt is not in the form of powerful-gnns"),
     ):
         assert says in refused(capfd, "train-graph", *options(place, **changed))
@@ -127,6 +132,22 @@ def test_damaged_artefacts_are_refused(place: Path, tmp_path: Path):
             artefact.load(path)
     with pytest.raises(BitwrightError, match="in float"):
         artefact.save(DegreeQuant(net("gcn"), Scheme(None), x, edges), form, path, {})
+
+
+@pytest.mark.parametrize("kind", ["gcn", "gat", "gin", "sage"])
+def test_forms_larger_than_their_files_are_refused(kind: str, tmp_path: Path):
+    """Before memory is taken for them; heads that are averaged make four gigabytes of one layer."""
+    x, edges = graph()
+    net = DegreeQuant(build(Form(kind, 6, 8, 3)), Scheme(), x, edges)
+    path = tmp_path / "a"
+    for sizes in ((1000, 2**18, 3, 2, 1), (6, 2**10, 2**10, 2, 2**10), (6, 2**13, 3, 16, 1)):
+        inputs, hidden, outputs, layers, heads = sizes
+        form = Form(kind, inputs, hidden, outputs, layers, heads=heads)
+        with torch.device("meta"):
+            claimed = sum(value.numel() for value in build(form).parameters())
+        artefact.save(net, form, path, {})
+        with pytest.raises(BitwrightError, match=f"has {claimed} weights; in so small a file"):
+            artefact.load(path)
 
 
 def test_graphs_with_labels(tmp_path: Path):

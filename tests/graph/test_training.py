@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from torch_geometric.data import Data
 from bitwright import BitwrightError
 from bitwright.graph import DegreeQuant, Form, Recipe, Scheme, build, train
 from bitwright.graph.training import Labelled, accuracy, of_nodes
+from bitwright.train import resume
 from graph.graphs import graph
+from small import refused
 
 
 def labelled_nodes() -> Labelled:
@@ -34,11 +39,11 @@ def labelled_graphs() -> Labelled:
     return Labelled(found[:24], found[24:32], found[32:], nodes=False)
 
 
-def quantized(labelled: Labelled, kind: str = "gcn") -> DegreeQuant:
+def quantized(labelled: Labelled, kind: str = "gcn", bits: int = 4) -> DegreeQuant:
     form = Form(kind, 6, 8, 2, graphs=not labelled.nodes)
     example = labelled.example
     more = {} if labelled.nodes else {"batch": example.batch}
-    return DegreeQuant(build(form), Scheme(4, 4), example.x, example.edge_index, **more)
+    return DegreeQuant(build(form), Scheme(bits, bits), example.x, example.edge_index, **more)
 
 
 @pytest.mark.parametrize("kind", ["gcn", "gin"])
@@ -85,6 +90,85 @@ def test_a_killed_training_goes_on(tmp_path: Path):
     state.write_bytes(state.read_bytes()[:-7])
     with pytest.raises(BitwrightError, match="cannot be gone on from"):
         train(quantized(labelled), labelled, recipe, state=state)
+
+
+def test_epochs_are_what_is_trained():
+    """Looks behind the last epoch are taken there; those before where they were."""
+    labelled = labelled_graphs()
+    wanted, found, some = (quantized(labelled) for _ in range(3))
+    one = train(wanted, labelled, Recipe(3, batch=8, judge_every=3))
+    assert train(found, labelled, Recipe(3, batch=8, judge_every=25)) == one
+    assert same(found, wanted)
+    each = train(quantized(labelled), labelled, Recipe(3, batch=8))
+    told: list[float] = []
+    looks = train(some, labelled, Recipe(3, batch=8, judge_every=2), progress=told.append)
+    assert looks == each[1:] and told == [2 / 3, 1.0]
+
+
+def test_an_ended_training_goes_on_to_more_epochs(tmp_path: Path):
+    labelled = labelled_graphs()
+    state = tmp_path / "state.safetensors"
+    whole, found = quantized(labelled), quantized(labelled)
+    each = train(whole, labelled, Recipe(5, batch=8))
+    train(quantized(labelled), labelled, Recipe(3, batch=8), state=state)
+    longer = Recipe(5, batch=8, save_every=1)
+    assert train(found, labelled, longer, state=state) == each and same(found, whole)
+    with refused(f"{state} has 5 epochs, more than 4; delete it"):
+        train(quantized(labelled), labelled, Recipe(4, batch=8), state=state)
+    state.unlink()
+    train(quantized(labelled), labelled, Recipe(3, batch=8, judge_every=2), state=state)
+    looks = train(quantized(labelled), labelled, Recipe(5, batch=8, judge_every=2), state=state)
+    assert looks == each[1:]  # at 2 and 3, then at 4 and 5
+
+
+@pytest.mark.parametrize("judge_every", [1, 2])
+def test_an_older_state_is_gone_on_from(judge_every: int, tmp_path: Path):
+    """It has no options, and counts looks, not epochs."""
+    labelled = labelled_graphs()
+    state = tmp_path / "state.safetensors"
+    whole, found = quantized(labelled), quantized(labelled)
+    wanted = train(whole, labelled, Recipe(4, batch=8, judge_every=judge_every))
+    short = Recipe(2, batch=8, judge_every=judge_every)
+    train(quantized(labelled), labelled, short, state=state)
+    tensors, text = resume.read(state)
+    told = json.loads(text)
+    assert told.pop("options") and told["steps"] == 2
+    resume.write(state, tensors, json.dumps({**told, "steps": 0}))
+    longer = Recipe(4, batch=8, judge_every=judge_every)
+    assert train(found, labelled, longer, state=state) == wanted and same(found, whole)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"rate": 0.02}, {"decay": 0.0}, {"batch": 4}, {"seed": 1}, {"judge_every": 2}]
+)
+def test_a_state_of_another_training_is_refused(changed: dict[str, Any], tmp_path: Path):
+    labelled = labelled_graphs()
+    state = tmp_path / "state.safetensors"
+    recipe = Recipe(1, batch=8)
+    train(quantized(labelled), labelled, recipe, state=state)
+    ((name, value),) = changed.items()
+    before = getattr(recipe, name)
+    with refused(f"{state} cannot be gone on from: it is of {name} {before}, not {value}"):
+        other = dataclasses.replace(recipe, **changed, epochs=2)
+        train(quantized(labelled), labelled, other, state=state)
+    with refused("cannot be gone on from: it is of scheme Scheme(bits=4"):
+        train(quantized(labelled, bits=8), labelled, recipe, state=state)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"epochs": -1}, "epochs is -1; use 0 or more"),
+        ({"batch": 0}, "batch is 0; use 1 or more"),
+        ({"judge_every": 0}, "judge_every is 0; use 1 or more"),
+        ({"save_every": 0}, "save_every is 0; use 1 or more"),
+        ({"rate": float("nan")}, "rate is nan; use a finite number from 0"),
+        ({"decay": -0.1}, "decay is -0.1; use a finite number from 0"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(changed: dict[str, Any], says: str):
+    with refused(says):
+        Recipe(**changed)
 
 
 @pytest.mark.parametrize(

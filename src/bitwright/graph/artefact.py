@@ -37,8 +37,6 @@ from bitwright.graph.weights import weight_steps
 
 SCHEMA = 1
 _KIND = "graph"
-#: weights and activations of a file that is read; more is refused before memory is taken
-_MOST = 2**28
 
 
 def save(net: DegreeQuant, form: Form, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -91,7 +89,7 @@ def load(path: Path) -> tuple[DegreeQuant, Mapping[str, Any]]:
     if header.get("kind") != _KIND or header.get("schema") != SCHEMA:
         raise BitwrightError(f"{path} is no graph network of schema {SCHEMA}")
     try:
-        net = _blank(header)
+        net = _blank(header, sum(4 * value.nbytes for value in tensors.values()))  # of 2 bits each
         _fill(net, tensors, header)
     except BitwrightError as error:
         raise BitwrightError(f"{path}: {error}") from error
@@ -106,8 +104,8 @@ def _ranges(net: DegreeQuant) -> np.ndarray:
     return np.array([[float(r.low), float(r.high)] for r in found], dtype=np.float32)
 
 
-def _blank(header: Mapping[str, Any]) -> DegreeQuant:
-    """A network of the header's form, with ranges for its sites."""
+def _blank(header: Mapping[str, Any], most: int) -> DegreeQuant:
+    """A network of the header's form with at most so many numbers, and ranges for its sites."""
     fields = {f.name: f.type for f in dataclasses.fields(Form)}
     said = header["form"]
     if set(said) != set(fields) or not isinstance(said["kind"], str):
@@ -115,17 +113,20 @@ def _blank(header: Mapping[str, Any]) -> DegreeQuant:
     sizes = [said[name] for name in ("inputs", "hidden", "outputs", "layers", "heads")]
     if not all(type(n) is int and 1 <= n < 2**20 for n in sizes):
         raise ValueError("a size of the form is no whole number from 1")
-    inputs, hidden, outputs, layers, _ = sizes
-    if hidden * (inputs + outputs + 2 * hidden * layers) * 2 > _MOST or layers > 1024:
-        raise ValueError("the form has more weights than are read")
     form = Form(**said)
+    if form.layers > 1024:
+        raise ValueError(f"the form has {form.layers} layers; at most 1024 are read")
+    with torch.device("meta"):  # takes no memory
+        numbers = sum(value.numel() for value in build(form).parameters())
+    if numbers > most:
+        raise ValueError(f"the form has {numbers} weights; in so small a file are at most {most}")
     edges = torch.tensor([[0, 1], [1, 0]])
     more = {"batch": torch.zeros(2, dtype=torch.int64)} if form.graphs else {}
     said, widths = header.get("widths"), None
     if said is not None:
         widths = decode(Widths, said, "widths")
     scheme = Scheme(header["bits"], header["weight_bits"], (0.0, 0.0), widths=widths)
-    return DegreeQuant(build(form), scheme, torch.ones(2, inputs), edges, **more)
+    return DegreeQuant(build(form), scheme, torch.ones(2, form.inputs), edges, **more)
 
 
 def _fill(net: DegreeQuant, tensors: dict[str, np.ndarray], header: Mapping[str, Any]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gzip
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +21,14 @@ from torch_geometric.utils import to_undirected
 
 from bitwright.errors import BitwrightError
 
-_ARRAYS = ("x_data", "x_indices", "x_indptr", "x_shape", "edges", "label",
-           "train_idx", "val_idx", "test_idx")  # fmt: skip
+_PARTS = ("train", "val", "test")
+_INDEXES = ("x_indices", "x_indptr", "x_shape", "edges", "label",
+            *(f"{part}_idx" for part in _PARTS))  # fmt: skip
+#: what a file may unfold to, so that a small one does not take all memory: features, bytes of
+#: arrays, bytes of text, and classes
+_MOST_FEATURES, _MOST_BYTES, _MOST_TEXT, _MOST_CLASSES = 2**29, 2**31, 2**27, 2**16
+
+T = TypeVar("T")
 
 
 def load_nodes(path: Path, *, normalize: bool = True) -> Data:
@@ -32,48 +39,10 @@ def load_nodes(path: Path, *, normalize: bool = True) -> Data:
         normalize: rows of the features sum to 1.
 
     Raises:
-        BitwrightError: it cannot be read, lacks an array, or its numbers do not fit together.
+        BitwrightError: it cannot be read, lacks an array, its numbers do not fit together, a part
+            has no nodes or those of another, or it is larger than a constant allows.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BitwrightError(f"{path} is no graph of nodes in npz form: {error}") from error
-    rows, columns = (int(n) for n in arrays["x_shape"])
-    lengths = np.diff(arrays["x_indptr"])
-    edges, label = arrays["edges"].astype(np.int64), arrays["label"].astype(np.int64)
-    fits = (
-        len(lengths) == rows == len(label)
-        and bool((lengths >= 0).all())
-        and int(lengths.sum()) == len(arrays["x_indices"]) == len(arrays["x_data"])
-        and _within(arrays["x_indices"], columns)
-        and edges.ndim == 2
-        and edges.shape[1] == 2
-        and _within(edges, rows)
-        and all(_within(arrays[f"{part}_idx"], rows) for part in ("train", "val", "test"))
-        and all(
-            bool((label[arrays[f"{part}_idx"]] >= 0).all()) for part in ("train", "val", "test")
-        )
-    )
-    if not fits:
-        raise BitwrightError(f"{path} is damaged: its arrays are not of one graph of {rows} nodes")
-    x = torch.zeros(rows, columns)
-    places = torch.from_numpy(np.repeat(np.arange(rows), lengths))
-    x[places, torch.from_numpy(arrays["x_indices"].astype(np.int64))] = torch.from_numpy(
-        arrays["x_data"].astype(np.float32)
-    )
-    if normalize:
-        x /= x.sum(1, keepdim=True).clamp(min=1e-12)
-    found = Data(
-        x=x,
-        edge_index=to_undirected(torch.from_numpy(edges.T.copy()), num_nodes=rows),
-        y=torch.from_numpy(label),
-    )
-    for part in ("train", "val", "test"):
-        mask = torch.zeros(rows, dtype=torch.bool)
-        mask[torch.from_numpy(arrays[f"{part}_idx"])] = True
-        found[f"{part}_mask"] = mask
-    return found
+    return _parsed(path, "a graph of nodes in npz form", lambda: _nodes(path, normalize))
 
 
 def load_graphs(path: Path) -> list[Data]:
@@ -83,40 +52,125 @@ def load_graphs(path: Path) -> list[Data]:
     neighbours would leave no difference between nodes of one, two and three.
 
     Raises:
-        BitwrightError: it cannot be read, or is not in the form of powerful-gnns.
+        BitwrightError: it cannot be read, is not in the form of powerful-gnns, or is larger than a
+            constant allows.
     """
+    return _parsed(path, "in the form of powerful-gnns", lambda: _graphs(path))
+
+
+def _parsed(path: Path, form: str, parse: Callable[[], T]) -> T:
+    """What `parse` gives; all that a damaged file leads to becomes one line with its name."""
     try:
-        content = path.read_bytes()
-        text = gzip.decompress(content) if path.suffix == ".gz" else content
-        numbers = iter([int(word) for word in text.split()])
-        found = [_graph(numbers) for _ in range(next(numbers))]
-        if next(numbers, None) is not None:
-            raise ValueError("there is more behind the last graph")
-    except (OSError, EOFError, ValueError, StopIteration, IndexError, MemoryError) as error:
-        raise BitwrightError(f"{path} is not in the form of powerful-gnns: {error}") from error
+        return parse()
+    except Exception as error:  # numpy, zip and gzip raise anything on bytes that do not fit
+        reason = str(error) or f"{type(error).__name__}, as where it is cut off"
+        raise BitwrightError(f"{path} is not {form}: {reason[:300]}") from error
+
+
+def _nodes(path: Path, normalize: bool) -> Data:
+    with zipfile.ZipFile(path) as whole:
+        if sum(part.file_size for part in whole.infolist()) > _MOST_BYTES:
+            raise ValueError(f"its arrays have more than {_MOST_BYTES} bytes")
+    with np.load(path, allow_pickle=False) as file:
+        data = _array(file, "x_data", "fiub").astype(np.float32)
+        arrays = {name: _array(file, name, "iu").astype(np.int64) for name in _INDEXES}
+    rows, columns = (int(n) for n in arrays["x_shape"])
+    lengths = np.diff(arrays["x_indptr"])
+    edges, label = arrays["edges"], arrays["label"]
+    own = [arrays[f"{part}_idx"] for part in _PARTS]
+    fits = (
+        all(a.ndim == 1 for name, a in arrays.items() if name != "edges")
+        and data.ndim == 1
+        and len(lengths) == rows == len(label) > 0
+        and bool((lengths >= 0).all())
+        and int(lengths.sum()) == len(arrays["x_indices"]) == len(data)
+        and _within(arrays["x_indices"], columns)
+        and edges.ndim == 2
+        and edges.shape[1] == 2
+        and _within(edges, rows)
+        and all(_within(part, rows) and bool((label[part] >= 0).all()) for part in own)
+        and _within(label + 1, _MOST_CLASSES + 1)
+    )
+    if not fits:
+        raise ValueError(f"its arrays are not of one graph of {rows} nodes")
+    if not 0 < rows * columns <= _MOST_FEATURES:
+        raise ValueError(
+            f"{rows} nodes by {columns} features are not 1 to {_MOST_FEATURES} numbers"
+        )
+    x = torch.zeros(rows, columns)
+    places = torch.from_numpy(np.repeat(np.arange(rows), lengths))
+    x[places, torch.from_numpy(arrays["x_indices"])] = torch.from_numpy(data)
+    if normalize:
+        x /= x.sum(1, keepdim=True).clamp(min=1e-12)
+    if not bool(x.isfinite().all()):
+        raise ValueError("a feature is not finite")
+    masks = torch.zeros(len(_PARTS), rows, dtype=torch.bool)
+    for mask, part in zip(masks, own, strict=True):
+        mask[torch.from_numpy(part)] = True
+    if int(masks.sum(1).min()) == 0 or int(masks.sum(0).max()) > 1:
+        raise ValueError("train_idx, val_idx and test_idx need nodes each, and none in common")
+    return Data(
+        x=x,
+        edge_index=to_undirected(torch.from_numpy(edges.T.copy()), num_nodes=rows),
+        y=torch.from_numpy(label),
+        **{f"{part}_mask": mask for part, mask in zip(_PARTS, masks, strict=True)},
+    )
+
+
+def _array(file: np.lib.npyio.NpzFile, name: str, kinds: str) -> np.ndarray:
+    """An array of numbers of these kinds, as numpy letters them."""
+    found = np.asarray(file[name])
+    if found.dtype.kind not in kinds:
+        whole = "" if "f" in kinds else "whole "
+        raise ValueError(f"{name} holds {found.dtype}, not {whole}numbers")
+    return found
+
+
+def _graphs(path: Path) -> list[Data]:
+    numbers = _numbers(path)
+    found = [_graph(numbers) for _ in range(next(numbers))]
+    if next(numbers, None) is not None:
+        raise ValueError("there is more behind the last graph")
     if not found:
-        raise BitwrightError(f"{path} has no graphs")
+        raise ValueError("it has no graphs")
     tags = torch.cat([graph.tag for graph in found]).unique()
     degrees = torch.cat([_log_degrees(graph) for graph in found])
-    mean, deviation = degrees.mean(), degrees.std().clamp(min=1e-12)
+    if len(degrees) * len(tags) > _MOST_FEATURES:
+        raise ValueError(f"{len(degrees)} nodes have {len(tags)} different tags, which is too many")
+    mean = degrees.mean()
+    deviation = degrees.std().clamp(min=1e-12) if len(degrees) > 1 else torch.ones(())
     for graph in found:
         if len(tags) > 1:
-            graph.x = torch.eye(len(tags))[torch.searchsorted(tags, graph.tag)]
+            graph.x = (graph.tag[:, None] == tags).float()
         else:
             graph.x = ((_log_degrees(graph) - mean) / deviation)[:, None]
         del graph.tag
     return found
 
 
+def _numbers(path: Path) -> Iterator[int]:
+    """The whole numbers of a text, plain or gzip."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        text = file.read(_MOST_TEXT + 1)
+    if len(text) > _MOST_TEXT:
+        raise ValueError(f"it has more than {_MOST_TEXT} bytes")
+    yield from (int(word) for line in text.splitlines() for word in line.split())
+
+
 def _graph(numbers: Iterator[int]) -> Data:
     """The next graph: `n label`, then for each node `tag degree neighbours…`."""
     count, label = next(numbers), next(numbers)
+    if count < 1 or not 0 <= label < _MOST_CLASSES:
+        raise ValueError(f"a graph has {count} nodes and the label {label}; use 1, and 0, or more")
     tags: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
     for node in range(count):
         tags.append(next(numbers))
-        neighbours = [next(numbers) for _ in range(next(numbers))]
+        degree = next(numbers)
+        if degree < 0:
+            raise ValueError(f"node {node} of a graph of {count} has {degree} neighbours")
+        neighbours = [next(numbers) for _ in range(degree)]
         if any(not 0 <= n < count for n in neighbours):
             raise ValueError(f"node {node} of a graph of {count} has a neighbour outside")
         sources += neighbours

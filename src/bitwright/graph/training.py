@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.data import Batch, Data
 
+from bitwright.errors import BitwrightError
 from bitwright.graph.degree_quant import DegreeQuant
 from bitwright.train import resume
 
@@ -26,7 +30,7 @@ class Recipe:
         rate, decay: Adam's learning rate and weight decay.
         batch: graphs in a step, where graphs have labels.
         seed: of the order of graphs, dropout and masks.
-        judge_every: epochs between looks at validation data.
+        judge_every: epochs between looks at validation data; the last epoch is followed by one.
         save_every: looks between states on disk.
     """
 
@@ -37,6 +41,19 @@ class Recipe:
     seed: int = 0
     judge_every: int = 1
     save_every: int = 25
+
+    def __post_init__(self) -> None:
+        """Refuse what is no training.
+
+        Raises:
+            BitwrightError: a number of epochs, graphs or looks, or a rate, out of its range.
+        """
+        for name, least in (("epochs", 0), ("batch", 1), ("judge_every", 1), ("save_every", 1)):
+            if getattr(self, name) < least:
+                raise BitwrightError(f"{name} is {getattr(self, name)}; use {least} or more")
+        for name, number in (("rate", self.rate), ("decay", self.decay)):
+            if not 0 <= number < math.inf:
+                raise BitwrightError(f"{name} is {number}; use a finite number from 0")
 
 
 @dataclass(frozen=True)
@@ -109,37 +126,56 @@ def train(
         net: float, or a :class:`DegreeQuant`.
         labelled: data.
         recipe: of the training.
-        state: file for a training that may be killed; an existing one is gone on from.
+        state: file for a training that may be killed; an existing one is gone on from, to more
+            epochs too (where it had looked at its last epoch off the rhythm, there is one look
+            more than a training from the beginning has).
         progress: called with the share that is done.
 
     Returns:
         Validation accuracy at each look.
 
     Raises:
-        BitwrightError: `state` is damaged or of another training.
+        BitwrightError: `state` is damaged, of another training, or of more epochs.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     adam = torch.optim.Adam(net.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
-    training = (net, adam, LambdaLR(adam, lambda step: 1.0), generator)
+    schedule = LambdaLR(adam, lambda step: 1.0)  # counts epochs
+    training = (net, adam, schedule, generator)
     history: list[float] = []
     best: dict[str, Tensor] = {}
+    options = _options(net, recipe)
     if state is not None and state.exists():
-        history, best, _ = resume.load(state, training)
-    looks = -(-recipe.epochs // recipe.judge_every)
-    while len(history) < looks:
-        for _ in range(recipe.judge_every):
+        history, best, _ = resume.load(state, training, options)
+        if schedule.last_epoch > recipe.epochs:
+            raise BitwrightError(
+                f"{state} has {schedule.last_epoch} epochs, more than {recipe.epochs}; delete it"
+            )
+        if not schedule.last_epoch:  # older states count looks alone
+            schedule.last_epoch = len(history) * recipe.judge_every
+    while schedule.last_epoch < recipe.epochs:
+        look = (schedule.last_epoch // recipe.judge_every + 1) * recipe.judge_every
+        while schedule.last_epoch < min(look, recipe.epochs):
             _epoch(net, labelled, recipe, adam, generator)
+            schedule.step()
         history.append(accuracy(net, labelled, "val"))
         if history[-1] >= max(history):  # of equals the later one, which has been trained longer
             best = copy.deepcopy(net.state_dict())
-        if state is not None and (len(history) % recipe.save_every == 0 or len(history) == looks):
-            resume.save(state, training, history, best)
+        whole = schedule.last_epoch == recipe.epochs
+        if state is not None and (len(history) % recipe.save_every == 0 or whole):
+            resume.save(state, training, history, best, options=options)
         if progress:
-            progress(len(history) / looks)
+            progress(schedule.last_epoch / recipe.epochs)
     if best:
         net.load_state_dict(best)
     net.eval()
     return history
+
+
+def _options(net: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """What the numbers of a training follow from; not how long it is, or how often it is saved."""
+    found = dataclasses.asdict(recipe)
+    del found["epochs"], found["save_every"]
+    return {**found, "scheme": str(net.scheme) if isinstance(net, DegreeQuant) else None}
 
 
 def _epoch(

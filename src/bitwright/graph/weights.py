@@ -13,8 +13,12 @@ from torch import Tensor
 
 
 def weight_steps(weight: Tensor, bits: int) -> tuple[Tensor, int]:
-    """Steps float32 [channels] and the axis that the channels lie on."""
-    axis = 0 if weight.shape[0] > 1 else 1
+    """Steps float32 [channels] and the axis that the channels lie on.
+
+    It is the first one, but of attention vectors [1, heads, channels of one], which have a step for
+    each head.
+    """
+    axis = 1 if weight.dim() > 2 and weight.shape[0] == 1 else 0
     rest = [i for i in range(weight.dim()) if i != axis]
     top = 2 ** (bits - 1) - 1
     return (weight.detach().abs().amax(rest) / top).clamp(min=1e-12), axis

@@ -30,6 +30,7 @@ def save(
     history: list[float],
     best: Mapping[str, Tensor],
     mean: Mapping[str, Tensor] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the state after an epoch, to a temporary name first.
 
@@ -39,6 +40,7 @@ def save(
         history: held-out losses so far.
         best: the module's state when they were least; empty where that was the beginning.
         mean: of the module's states so far, where one is taken.
+        options: numbers and texts that another training would differ in.
     """
     module, optimizer, schedule, generator = training
     tensors = {f"now:{k}": v for k, v in module.state_dict().items()}
@@ -47,14 +49,20 @@ def save(
     tensors["generator"] = generator.get_state()
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer:{i}:{k}": torch.as_tensor(v) for k, v in values.items()}
-    said = json.dumps({"history": history, "steps": schedule.last_epoch})
+    own = {} if options is None else {"options": dict(options)}
+    said = json.dumps({"history": history, "steps": schedule.last_epoch, **own})
     write(path, tensors, said)
 
 
 def load(
-    path: Path, training: Training
+    path: Path, training: Training, options: Mapping[str, Any] | None = None
 ) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """Put the state back; the history, the best state, the mean state.
+
+    Args:
+        path: of the file.
+        training: module, optimizer, `LambdaLR`, generator.
+        options: what the state's own have to equal, where it has them (older ones have none).
 
     Raises:
         BitwrightError: the file is damaged, or of another training.
@@ -63,6 +71,9 @@ def load(
     try:
         tensors, text = read(path)
         said = json.loads(text)
+        for name, value in said.get("options", {}).items():
+            if options is not None and options.get(name) != value:
+                raise ValueError(f"it is of {name} {value}, not {options.get(name)}")
         parts: dict[str, dict[str, Tensor]] = {p: {} for p in ("now", "best", "mean", "optimizer")}
         for name, value in tensors.items():
             if name != "generator":

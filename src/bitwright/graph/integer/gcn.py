@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+from bitwright.errors import BitwrightError
 from bitwright.graph.integer.neighbours import Neighbourhoods, neighbourhoods, summed
 from bitwright.graph.integer.place import Follows, Place, grid_of, linear
 from bitwright.graph.integer.products import Affine, Grid, Product
@@ -29,12 +30,21 @@ class GCNLayer:
 
 
 def layer(place: Place) -> GCNLayer:
-    """The layer on bytes."""
-    edges, weights = gcn_norm(place.edges, None, place.nodes)
+    """The layer on bytes.
+
+    Raises:
+        BitwrightError: it does not normalize, or keeps the edges of another graph.
+    """
+    conv = place.conv
+    if not conv.normalize:
+        raise BitwrightError(f"{place.path} has normalize=False; on bytes run GCNConv with it")
+    edges, weights = gcn_norm(place.edges, None, place.nodes, conv.improved, conv.add_self_loops)
+    kept = conv._cached_edge_index
+    if kept is not None and not all(map(torch.equal, kept, (edges, weights))):
+        raise BitwrightError(f"{place.path} is cached and keeps other edges; use cached=False")
     steps, _ = edge_steps(weights, edges[1], place.nodes, 8)
     factors = (weights / steps[edges[1]]).round().to(torch.uint8)
     grid = grid_of(place.net, f"{place.path}:x")
-    conv = place.conv
     return GCNLayer(
         linear(conv.lin, place.grid, Follows(grid=grid)),
         grid,

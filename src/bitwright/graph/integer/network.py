@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import global_mean_pool
+from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 
 from bitwright.errors import BitwrightError
@@ -30,6 +31,8 @@ KINDS: dict[type[nn.Module], Callable[[Place], Callable[[Tensor], Tensor]]] = {
     GraphSAGE: sage.layer,
     GAT: gat.layer,
 }
+#: what messages become where it is not their sum
+_AGGREGATIONS = {GraphSAGE: MeanAggregation}
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,26 @@ class ByteNetwork:
     """Called with features float32 [nodes, inputs] of the graph that it was made for.
 
     Attributes:
+        shape: nodes and inputs.
         grid: of the features.
         layers: from codes to codes, the last one to floats.
         readout: of networks for graphs.
     """
 
+    shape: tuple[int, int]
     grid: Grid
     layers: tuple[Callable[[Tensor], Tensor], ...]
     readout: Readout | None
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits float32 [nodes, classes], or [graphs, classes]."""
+        """Logits float32 [nodes, classes], or [graphs, classes].
+
+        Raises:
+            BitwrightError: features of another shape or type.
+        """
+        if x.shape != self.shape or x.dtype != torch.float32:
+            raise BitwrightError(f"x is {_said(x)}; this network is for float32 {list(self.shape)}")
         x = coded(x, self.grid)
         for layer in self.layers:
             x = layer(x)
@@ -92,8 +103,15 @@ def on_bytes(
         batch: number of each node's graph, int64 [nodes], of networks for graphs.
 
     Raises:
-        BitwrightError: it is another network, or has not 8 bits everywhere.
+        BitwrightError: it is another network, or has not 8 bits everywhere; edges or `batch` are
+            of another shape or type, or name nodes and graphs that there are not.
     """
+    if nodes < 1 or edge_index.shape[:-1] != (2,) or not _indexes(edge_index, nodes):
+        raise BitwrightError(
+            f"edge_index is {_said(edge_index)}; use int64 [2, edges] of 0 to {nodes - 1}"
+        )
+    if batch is not None and (batch.shape != (nodes,) or not _indexes(batch, nodes)):
+        raise BitwrightError(f"batch is {_said(batch)}; use int64 [{nodes}] of 0 to {nodes - 1}")
     whole: Any = net.net
     wrapped, graphs = isinstance(whole, NodeClassifier), isinstance(whole, GraphClassifier)
     path, body = ("body/", whole.body) if wrapped or graphs else ("", whole)
@@ -107,7 +125,21 @@ def on_bytes(
         place = Place(net, f"{path}convs/{i}", conv, edge_index, nodes, grid, follows)
         layers.append(KINDS[type(body)](place))
         grid = follows.grid or grid
-    return ByteNetwork(first, tuple(layers), _readout(net, batch, nodes) if graphs else None)
+    readout = _readout(net, batch, nodes) if graphs else None
+    return ByteNetwork((nodes, body.in_channels), first, tuple(layers), readout)
+
+
+def _indexes(values: Tensor, count: int) -> bool:
+    """Whether all are int64 indexes below `count`; compiled passes do not look."""
+    inside = (values >= 0) & (values < count)
+    return values.dtype == torch.int64 and bool(inside.all())
+
+
+def _said(x: Tensor) -> str:
+    """Type and shape, and of whole numbers the range."""
+    whole = x.numel() and not x.is_floating_point()
+    held = f" of {x.min()} to {x.max()}" if whole else ""
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}{held}"
 
 
 def _readout(net: DegreeQuant, batch: Tensor | None, nodes: int) -> Readout:
@@ -127,5 +159,12 @@ def _refuse(net: DegreeQuant, body: Any) -> None:
         raise BitwrightError(
             "the network joins its layers, or has no ReLU behind its norms; such are not on bytes"
         )
+    wanted = _AGGREGATIONS.get(type(body), SumAggregation)
+    for i, conv in enumerate(body.convs):
+        if type(conv.aggr_module) is not wanted or conv.flow != "source_to_target":
+            raise BitwrightError(
+                f"convs/{i} has the aggregation {type(conv.aggr_module).__name__} and the flow "
+                f"{conv.flow}; on bytes run {wanted.__name__} from source_to_target"
+            )
     if (net.scheme.bits, net.scheme.weight_bits) != (8, 8) or net.scheme.widths is not None:
         raise BitwrightError(f"bits are {net.scheme.bits}; on bytes run networks of 8 everywhere")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitwright.errors import BitwrightError
 from bitwright.graph.integer.dots import has_byte_dots
 from bitwright.graph.integer.kernels import finish, to_codes
 from bitwright.graph.integer.matmul import multiply
@@ -142,9 +143,20 @@ class Product:
 
 
 def product(weight: Tensor, grid: Grid, after: Affine) -> Product:
-    """The layer with weights [outputs, inputs] on codes of the grid."""
+    """The layer with weights [outputs, inputs] on codes of the grid.
+
+    Raises:
+        BitwrightError: it is so wide that `Σ_i |q_i − z| |w_i| ≤ 255 Σ_i |w_i|` may pass 2³¹ − 1.
+    """
     steps, _ = weight_steps(weight, 8)
+    assert len(steps) == len(weight)  # any other number would be broadcast
     levels = (weight / steps[:, None]).round().to(torch.int8)
+    most = 255 * int(levels.abs().sum(1, dtype=torch.int64).max())
+    if most >= 2**31:
+        raise BitwrightError(
+            f"sums of a layer of {weight.shape[1]} inputs reach {most:,}, which is beyond 32-bit "
+            "integers; leave it in float, or make it narrower"
+        )
     outputs, inputs = len(after.gain), padded(weight.shape[1])
     codes = torch.zeros(outputs, inputs, dtype=torch.int8)
     codes[: len(levels), : levels.shape[1]] = levels

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch_geometric.nn.aggr import MeanAggregation
 
 from bitwright.errors import BitwrightError
 from bitwright.graph.integer.neighbours import Neighbourhoods, neighbourhoods, summed
@@ -40,13 +39,12 @@ def layer(place: Place) -> SAGELayer:
     """The layer on bytes.
 
     Raises:
-        BitwrightError: it projects, normalizes, aggregates otherwise, or leaves its own row out.
+        BitwrightError: it projects, normalizes, or leaves its own row out.
     """
     conv = place.conv
-    mean = isinstance(conv.aggr_module, MeanAggregation)
-    if not mean or conv.project or conv.normalize or not conv.root_weight:
+    if conv.project or conv.normalize or not conv.root_weight:
         raise BitwrightError(
-            f"{place.path} is no plain GraphSAGE: on bytes run means, without projection or norm"
+            f"{place.path} is no plain GraphSAGE: on bytes run those without projection or norm"
         )
     grid = grid_of(place.net, f"{place.path}/lin_l")
     near = neighbourhoods(place.edges, place.nodes)
