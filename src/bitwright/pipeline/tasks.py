@@ -48,7 +48,7 @@ def _rows(calibration: Tensor | Iterable[Any], seed: object) -> tuple[Tensor, Te
 
 
 def _is_pair(found: Sequence[Any]) -> bool:
-    """Whether it is (rows, labels); a list of two batches has rows of one shape and type."""
+    """Whether it is (rows, labels); in a list labels have fewer axes, not being a batch."""
     if len(found) != 2 or not isinstance(found[0], Tensor | np.ndarray):
         return False
     x, y = found
@@ -56,4 +56,4 @@ def _is_pair(found: Sequence[Any]) -> bool:
         return True
     if not isinstance(y, Tensor | np.ndarray):
         return False
-    return isinstance(found, tuple) or x.shape[1:] != y.shape[1:] or x.dtype != y.dtype
+    return isinstance(found, tuple) or y.ndim < x.ndim
