@@ -37,7 +37,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
                ("compress has no option 'metod'; did you mean 'method'?",)),
     "drop": (lambda p: bitwright.compress(net(), X, out=p, max_drop=1.0),
              ("needs labels", "calibration=(x, y)")),
-    "a file": (lambda p: bitwright.compress(net(), X, out=__file__), ("in the way", "--out")),
+    "a file": (lambda p: bitwright.compress(net(), X, out=__file__), ("a file is in the way",)),
     "keep": (lambda p: bitwright.prune(net(), X, keep=0.8, out=p),  # type: ignore[arg-type]
              ("0.8",)),
     "layout": (lambda p: bitwright.traces(net(), X.permute(0, 2, 3, 1)),

@@ -57,7 +57,7 @@ class Measured:
         self.settings = check_settings(settings)
         self.task = with_test_rows(task)
         if folder.exists() and not folder.is_dir():
-            raise BitwrightError(f"the output folder {folder} is a file in the way; give another --out")
+            raise BitwrightError(f"a file is in the way of the output folder {folder}")
         self.folder = folder
         self.progress = progress
         self.learning: tuple[Evaluation, ...] = ()
