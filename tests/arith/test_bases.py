@@ -24,6 +24,7 @@ from bitwright.arith.grid import (
     joined,
     quantize,
 )
+from bitwright.arith.multibit import sketch
 from mutants import mutant
 
 
@@ -175,6 +176,16 @@ def test_joined_grids_are_the_rows_of_all():
 def test_what_is_no_grid_of_bases(bits: int, zero: int, d: list[int]):
     parts = torch.tensor([bits]), torch.tensor([zero]), torch.tensor([d])
     assert not bool(are_bases(*parts))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float):
+    weight = gauss(2, 9)
+    weight[1, 4] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        bases.fit(weight, 3)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        sketch(weight, 3)
 
 
 def test_bases_are_two_to_four():

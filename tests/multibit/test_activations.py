@@ -181,3 +181,12 @@ def test_what_cannot_have_bases_is_refused():
         net_of(5)
     with pytest.raises(BitwrightError, match="layer 'second' is not called as"):
         prepare(Functional(), torch.randn(8, 6), activation_bases=2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused_by_the_layer_that_reads_it(value: float):
+    x = rows()[0].clone()
+    x[2, 0, 3, 3] = value
+    with pytest.raises(BitwrightError, match="layer 'conv2' reads NaN or infinite numbers"):
+        prepare(small(), x, activation_bases=2)
+    fit(torch.tensor([1.0, value, 2.0]), 2, False)  # it ends

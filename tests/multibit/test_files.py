@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,7 +17,7 @@ from bitwright.deploy import artefact as deploy_artefact
 from bitwright.deploy import onnx_sealed, runtime
 from bitwright.deploy.tensors import from_bytes, to_bytes
 from bitwright.errors import BitwrightError
-from bitwright.multibit import Multibit, artefact, onnx_file, prepare
+from bitwright.multibit import Multibit, artefact, files, onnx_file, prepare
 from bitwright.multibit.prune import prune
 from bitwright.multibit.quadratic import Quadratic
 from bitwright.multibit.stored import Stored, stored
@@ -131,3 +135,62 @@ def test_a_damaged_artefact_is_refused(made: tuple[Multibit, Stored, Path], tmp_
     ):  # fmt: skip
         with pytest.raises(BitwrightError):
             artefact.load(changed(folder, tmp_path / "changed", **{name: value}))
+
+
+class Answering:
+    """In the place of onnxruntime's session: it answers what it was given."""
+
+    def __init__(self, answers: np.ndarray) -> None:
+        self.answers = answers
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="input")]
+
+    def run(self, names: None, inputs: object) -> list[np.ndarray]:
+        return [self.answers]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_disagreement_is_a_share_of_the_largest_answer_and_no_nan_passes(
+    made: tuple[Multibit, Stored, Path], monkeypatch: pytest.MonkeyPatch, scale: float
+):
+    _, held, folder = made
+    x = rows()[0]
+    right = outputs(held.network.module, x).numpy()
+    held = copy.deepcopy(held)
+    last = held.network.module.fc2
+    with torch.no_grad():
+        last.weight *= scale
+        last.bias *= scale
+    off = right.copy()
+    off[3, 1] += 1e-3 * np.abs(right).max()
+    nan, one = np.full_like(right, np.nan), right.copy()
+    one[5, 0] = np.nan
+    for answers, wanted in ((right, 0.0), (off, 1e-3), (nan, math.inf), (one, math.inf)):
+        session = Answering(np.float32(scale) * answers)
+        monkeypatch.setattr(files.runtime, "session", lambda *_, s=session, **__: s)
+        found = files.disagreement(held, folder / "model.onnx", x)
+        assert found == pytest.approx(wanted, rel=1e-2, abs=1e-6)
+
+
+def test_convert_refuses_a_runtime_that_answers_nan(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    answers = np.full((2, 4), np.nan, np.float32)
+    monkeypatch.setattr(files.runtime, "session", lambda *_, **__: Answering(answers))
+    with pytest.raises(BitwrightError, match="answers inf away"):
+        files.convert(pruned_net(), tmp_path)
+
+
+def test_coordinates_that_float16_does_not_hold_are_refused_by_layer():
+    def with_first(scale: float) -> Multibit:
+        net = pruned_net()
+        net.body.bn1.weight.data *= scale  # of conv1, once it is folded
+        return net
+
+    wanted = stored(with_first(1.0)).layers["conv1"].bases.alpha.max()
+    for largest in (1e6, 1e-6, 1e-12):
+        says = re.escape(f"'conv1' has coordinates up to {largest:.3g}, batch-norm folded")
+        with pytest.raises(BitwrightError, match=says):
+            stored(with_first(largest / float(wanted)))
+    assert stored(with_first(1e-2))

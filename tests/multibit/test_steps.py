@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, hessian
 
-from bitwright.arith.multibit import Bases, signs, values
+from bitwright.arith.multibit import Bases, projected, signs, values
 from bitwright.multibit import LossAware, Multibit, StraightThrough, curvatures, prepare
 from bitwright.multibit import prune as pruning
 from bitwright.multibit.quadratic import Moments, Quadratic
@@ -145,6 +145,53 @@ def test_a_step_of_bases_never_grows_the_quadratic_model(seed: int):
                        "nearest(2 * values(bases) - target, bases.alpha)")  # fmt: skip
         uphill = Bases(wrong._bases(bases, model).codes, bases.alpha)
         assert float(model.loss(values(uphill) - values(bases))) > 1e-4
+
+
+def test_a_coordinate_that_passes_zero_goes_on_as_a_negative_one_would():
+    net = net_of(most=2)
+    optimizer = LossAware(net, rate=0.05)
+    codes = {name: net[name].codes.clone() for name in net.names}
+    alpha = {name: net[name].alpha.clone() for name in net.names}
+    goal = {name: -net[name].weight() for name in net.names}
+    moments = {name: Moments() for name in net.names}
+    for _ in range(40):
+        for name, leaf in net.leaves().items():
+            leaf.grad = leaf.detach() - goal[name]
+        optimizer.step()
+        for name, a in alpha.items():  # AMSGrad on coordinates of either sign, for signs that stay
+            b, grouping = signs(codes[name], 2), net[name].grouping
+            now = (b * a[:, :, None]).sum(1)
+            gradient = (b * (now - grouping.cut(goal[name]))[:, None]).sum(2) * (a != 0)
+            moments[name].add(gradient)
+            size = float(a.abs().sum() / (a != 0).sum())
+            target = moments[name].quadratic(0.05 * size).target(a)
+            alpha[name] = torch.where(a != 0, target, 0)
+    for name, a in alpha.items():
+        assert float((a < 0).sum() / (a != 0).sum()) >= 0.25, "many have passed zero"
+        wanted = (signs(codes[name], 2) * a[:, :, None]).sum(1)
+        found = values(net[name].bases())
+        assert torch.allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_statistics_do_not_turn_where_signs_are_chosen_anew():
+    net = net_of(most=2)
+    copy = StraightThrough(net, 1e-9, coordinates_rate=2.0)
+    passed = 0
+    for _ in range(3):
+        wanted = {}
+        for name, leaf in net.leaves().items():
+            layer, first = net[name], copy.coordinates.moments[name].first
+            leaf.grad = leaf.detach().clone()
+            own = projected(layer.grouping.cut(leaf.grad), layer.codes, 2)
+            wanted[name] = 0.1 * own + (0.9 * first if len(first) else 0)
+        before = {name: net[name].alpha.clone() for name in net.names}
+        copy.step()
+        for name, first in wanted.items():
+            assert torch.allclose(copy.coordinates.moments[name].first, first, atol=1e-5)
+            rate = 2.0 * float(before[name].sum() / (before[name] > 0).sum())
+            model = copy.coordinates.moments[name].quadratic(rate)
+            passed += int((model.target(before[name]) < 0).sum())
+    assert passed
 
 
 def test_steps_of_either_domain_lower_the_loss():

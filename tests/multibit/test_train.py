@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,11 +65,123 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path: Path):
         found = train(net, x, y, recipe, checkpoint=path)
         assert found == wanted
         assert all(torch.equal(a, b) for a, b in zip(state(net), state(whole), strict=True))
-    with pytest.raises(BitwrightError, match="another recipe"):
-        train(net_of(), x, y, RECIPE, checkpoint=path)
     with pytest.raises(BitwrightError, match="delete it"):
         path.write_bytes(b"nothing")
         train(net_of(), x, y, RECIPE, checkpoint=path)
+
+
+ONCE = replace(RECIPE, loops=1, bases=0, coordinates=0, straight=0, final=0)
+
+
+@pytest.mark.parametrize("learn", ["labels", "teacher"])
+def test_a_checkpoint_of_another_training_is_refused_by_what_differs(tmp_path: Path, learn: str):
+    x, y = rows(32)
+    path = tmp_path / "training.safetensors"
+    floats = {name: torch.ones(net_of()[name].shape) for name in net_of().names}
+
+    def distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return (found - wanted).square().mean()
+
+    given: dict[str, Any] = {"y": y, "recipe": ONCE, "identity": {"loss": "mine"}}
+    if learn == "teacher":
+        given |= {"y": None, "teacher": small(), "loss": distance}
+
+    def run(net: Multibit, x: torch.Tensor = x, **other: Any) -> None:
+        train(net, x, **{**given, **other}, checkpoint=path)
+
+    run(net_of())
+    before = path.read_bytes()
+    done = net_of()
+    run(done)
+    assert path.read_bytes() == before, "the same one is gone on from"
+    others: list[tuple[str, Multibit, dict[str, Any]]] = [
+        ("bits, seed", net_of(), {"recipe": replace(ONCE, bits=1.0, seed=1)}),
+        ("groups, starting weights", prepare(small(), x, size=36, most=4), {}),
+        ("starting weights", prepare(small(1), x, size=16, most=4), {}),
+        ("starting weights", done, {}),
+        ("rows", net_of(), {"x": torch.cat([x[:-1], 0 * x[:1]])}),
+        ("floats", net_of(), {"floats": floats}),
+        ("loss", net_of(), {"identity": {"loss": "another"}}),
+    ]
+    if learn == "labels":
+        others.append(("labels", net_of(), {"y": (y + 1) % 4}))
+        others.append(("labels, teacher", net_of(), {"teacher": small(), "loss": distance}))
+    else:
+        others.append(("teacher", net_of(), {"teacher": small(1)}))
+        close = small()
+        with torch.no_grad():  # as other threads might compute it
+            close.fc2.weight *= 1 + 1e-5
+        run(net_of(), teacher=close)
+    for says, net, change in others:
+        with pytest.raises(BitwrightError, match=rf"another training \({says}\)"):
+            change = {"x": x, **change}
+            run(net, **change)
+    assert path.read_bytes() == before
+
+
+class Dropping(torch.nn.Sequential):
+    """A network whose training draws random numbers."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(128, 16), torch.nn.Dropout(0.5),
+                         torch.nn.ReLU(), torch.nn.Linear(16, 4))  # fmt: skip
+
+
+def test_dropout_follows_from_the_seed_alone_also_where_it_goes_on(tmp_path: Path):
+    x, y = rows(64)
+    masks: list[torch.Tensor] = []
+
+    def trained(at: int, path: Path | None = None, stop: int = 0) -> list[torch.Tensor]:
+        net = prepare(Dropping(), x, size=16, most=4)
+        net.body[2].register_forward_hook(lambda _, __, found: masks.append(found.detach() != 0))
+        torch.manual_seed(at)
+        state_before = torch.get_rng_state()
+
+        def stopping(line: dict[str, object]) -> None:
+            if line["epoch"] == stop:
+                raise KeyboardInterrupt
+
+        try:
+            train(net, x, y, RECIPE, checkpoint=path, progress=stopping)
+        finally:
+            assert torch.equal(torch.get_rng_state(), state_before), "the caller's is left alone"
+        return state(net)
+
+    wanted = trained(1)
+    steps = 64 // RECIPE.batch
+    firsts = masks[::steps][: len(RECIPE.epochs())]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(firsts, 2)), "new each time"
+    path = tmp_path / "training.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        trained(2, path, stop=4)
+    for found in (trained(3), trained(4, path)):
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_target_below_what_counts_take_is_refused_and_one_just_above_ends():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    x = torch.randn(64, 8)
+    y = torch.randint(0, 4, (64,))
+    net = prepare(model, x)
+    floor = net.blank_bits()
+    with pytest.raises(BitwrightError, match=f"more than the {floor:.3g} that counts"):
+        train(net, x, y, replace(RECIPE, bits=0.2))
+    assert net.average_bits() > 4, "nothing is removed before it is refused"
+    history = train(net, x, y, replace(RECIPE, bits=floor * (1 + 1e-9)))
+    assert history[-1]["bits"] == pytest.approx(floor)
+    assert all(int((net[name].alpha > 0).sum()) == 0 for name in net.names)
+
+
+def test_measuring_curvature_takes_any_number_of_rows_and_moves_no_statistics():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 24), torch.nn.BatchNorm1d(24), torch.nn.ReLU(),
+                                torch.nn.Linear(24, 4)).eval()  # fmt: skip
+    x = torch.randn(33, 8)  # two steps of 16 rows, and one row more
+    net = prepare(model, x, size=8, most=4)
+    train(net, x, torch.randint(0, 4, (33,)), replace(RECIPE, curvature="gauss-newton"))
+    assert int(net.body[1].num_batches_tracked) == 2 * len(RECIPE.epochs())
 
 
 def test_a_teacher_takes_the_place_of_labels():
@@ -87,8 +200,15 @@ def test_a_teacher_takes_the_place_of_labels():
     ("change", "says"),
     [
         ({"curvature": "none"}, "gauss-newton"),
-        ({"bits": 0.0}, "positive"),
+        ({"bits": 0.0}, "0.0 bits a weight is no target"),
+        ({"bits": -1.0}, "-1.0 bits a weight is no target"),
+        ({"bits": float("nan")}, "nan bits a weight is no target"),
+        ({"bits": 50.0}, "give less than the [0-9.]+ of the beginning"),
         ({"batch": 1000}, "batch of 1000"),
+        ({"batch": 0}, "batch is 0; give 1 or more"),
+        ({"prune": 0}, "prune is 0; give 1 or more"),
+        ({"loops": 0}, "loops is 0; give 1 or more"),
+        ({"straight": -1}, "straight is -1; give 0 or more"),
     ],
 )
 def test_what_cannot_be_is_said(change: dict[str, object], says: str):
@@ -96,6 +216,21 @@ def test_what_cannot_be_is_said(change: dict[str, object], says: str):
         train(net_of(), *rows(64), replace(RECIPE, **change))  # type: ignore[arg-type]
     with pytest.raises(BitwrightError, match="labels, or a teacher"):
         train(net_of(), rows(64)[0], None, RECIPE)
+
+
+def test_preparing_refuses_sizes_and_weights_that_cannot_be():
+    for size in (0, -3):
+        with pytest.raises(BitwrightError, match=f"groups have {size} weights"):
+            prepare(small(), rows()[0], size=size)
+    for most in (0, 9):
+        with pytest.raises(BitwrightError, match=f"1 to 8 bases, not {most}"):
+            prepare(small(), rows()[0], most=most)
+    for value in (float("nan"), float("inf")):
+        model = small()
+        with torch.no_grad():
+            model.fc1.weight[3, 5] = value
+        with pytest.raises(BitwrightError, match="layer 'fc1' has NaN or infinite weights"):
+            prepare(model, rows()[0])
 
 
 def test_preparing_refuses_unknown_layers_and_tables():

@@ -73,3 +73,44 @@ def test_bad_groups_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captu
     words = given(tmp_path, out=tmp_path / "run", **SHORT)
     assert "no layer '9'" in refused(capsys, "train-multibit", *words, "--group", "9=kernel")
     assert "divide" in refused(capsys, "train-multibit", *words, "--group", "0=5")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("--bits", "1.5"), "another training (bits)"),
+        (("--temperature", "2"), "another training (temperature)"),
+        (("--labels",), "another training (labels, teacher)"),
+        (("--most", "4"), "another training (most, starting weights)"),
+    ],
+)
+def test_a_changed_option_does_not_go_on_from_the_training_in_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, ...], says: str
+):
+    tiny.write(tmp_path)
+    out = tmp_path / "run"
+    words = given(tmp_path, out=out, **SHORT)
+    assert call("train-multibit", *words, "--quiet") == 0
+    before = tiny.digests(out, ("model.safetensors", "multibit.json", "training.safetensors"))
+    assert says in refused(capsys, "train-multibit", *words, *change)
+    assert tiny.digests(out, before) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--size", "0", "groups have 0 weights"),
+        ("--size", "-3", "groups have -3 weights"),
+        ("--batch", "0", "batch is 0; give 1 or more"),
+        ("--most", "9", "1 to 8 bases, not 9"),
+        ("--loops", "0", "loops is 0; give 1 or more"),
+        ("--bits", "50", "50.0 bits a weight is no target"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, says: str
+):
+    tiny.write(tmp_path)
+    words = given(tmp_path, out=tmp_path / "run", **SHORT)
+    assert says in refused(capsys, "train-multibit", *words, option, value)
+    assert not list((tmp_path / "run").glob("*"))

@@ -69,9 +69,14 @@ def fit(weight: Tensor, bits: int) -> tuple[Grid, Tensor]:
 
     Returns:
         The grid, scales rounded to float16, and ‖Q(w) − w‖² of each channel, float64 [C].
+
+    Raises:
+        ValueError: another number of bases, or weights that are not finite.
     """
     if bits not in BASES:
         raise ValueError(f"multi-bit grids have {BASES[0]} to {BASES[-1]} bases, not {bits}")
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("weights are NaN or infinite")
     values = weight.double().sort(dim=1).values
     rows = _Sorted(values, torch.nn.functional.pad(values.cumsum(1), (1, 0)))
     signs = _signs(bits)

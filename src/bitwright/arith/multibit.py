@@ -81,9 +81,14 @@ def sketch(weight: Tensor, most: int, *, tolerance: float = 1e-6) -> Bases:
 
     Returns:
         Bases whose residual fell with each one. Cost: `most` small systems a group.
+
+    Raises:
+        ValueError: a number of bases that there cannot be, or weights that are not finite.
     """
     if not 1 <= most <= MOST_BASES:
         raise ValueError(f"a group may have 1 to {MOST_BASES} bases, not {most}")
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("weights are NaN or infinite")
     groups = len(weight)
     found = Bases(
         torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device),

@@ -32,7 +32,6 @@ from bitwright.network.ops import VALUE_PRESERVING, aten
 MOST_BASES = 4
 #: numbers of a tensor that its coordinates are fitted to
 _SAMPLE = 2**16
-_ROUNDS = 15
 _STARTS = (0.15, 0.25, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -73,7 +72,7 @@ def fit(x: Tensor, count: int, at_zero: bool) -> Tensor:
             values, middles, codes = ordered(alpha, at_zero)
             place = torch.bucketize(x, middles)
             now = float((values[place] - x).square().mean())
-            if now >= error * (1 - 1e-4):
+            if not now < error * (1 - 1e-4):
                 break
             error = now
             if now < least:
@@ -170,8 +169,8 @@ def calibrated(
     """Bases of what each layer reads, fitted to rows x; the input of the network stays float.
 
     Raises:
-        BitwrightError: a number of bases that there cannot be, or a layer that is not called as a
-            module of its own.
+        BitwrightError: a number of bases that there cannot be, a layer that is not called as a
+            module of its own, or one that reads NaN or infinite numbers.
     """
     if not 1 <= count <= MOST_BASES:
         raise BitwrightError(f"activations have 1 to {MOST_BASES} bases, not {count}")
@@ -197,6 +196,11 @@ def calibrated(
         if len(seen[name]) != calls[name]:
             raise BitwrightError(_not_a_module(name))
         value = torch.cat([v.flatten() for v in seen[name]])
+        if not bool(torch.isfinite(value).all()):
+            raise BitwrightError(
+                f"layer {name!r} reads NaN or infinite numbers, which have no bases; check the "
+                "rows and the weights before it"
+            )
         at_zero = bool((value >= 0).all())
         found[name] = Activations(fit(value, count, at_zero), at_zero)
     return found

@@ -23,6 +23,8 @@ from bitwright.network import join, run
 
 #: of logits, as a share of the largest
 TOLERANCE = 1e-5
+#: what counts as the largest where all are zero
+_TINY = 1e-30
 
 
 def convert(net: Multibit, out: str | Path, metadata: Mapping[str, Any] | None = None) -> Stored:
@@ -61,7 +63,8 @@ def disagreement(found: Stored, path: Path, x: Tensor) -> float:
     Where activations have bases, no two runtimes agree from end to end: float sums that differ in
     the last bit lie on two sides of a middle now and then. So each layer is fed what the runtime's
     own cut it to, which must be one of the coordinates' values, and as near as any to what is
-    computed here, up to the same share of the tensor's largest number.
+    computed here, up to the same share of the tensor's largest number. Infinite where an answer of
+    either is not finite.
     """
     cuts = chains(found.network)
     theirs: dict[Node, Tensor] = {}
@@ -81,8 +84,13 @@ def disagreement(found: Stored, path: Path, x: Tensor) -> float:
     wanted, off = _followed(found, cuts, theirs, x)
     logits = got[: len(got) - len(cuts)]
     flat = np.concatenate([np.asarray(g).reshape(len(x), -1) for g in logits], 1)
-    answer = wanted.numpy().reshape(len(x), -1)
-    return max(off, float(np.abs(flat - answer).max() / max(1.0, np.abs(answer).max())))
+    return max(off, _share(torch.from_numpy(flat) - wanted.reshape(len(x), -1), wanted))
+
+
+def _share(off: Tensor, whole: Tensor) -> float:
+    """The largest of `off` over the largest of `whole`; infinite where that is no number."""
+    found = float(off.abs().max() / whole.abs().max().clamp(min=_TINY))
+    return found if math.isfinite(found) else math.inf  # max() would pass a NaN by
 
 
 def _followed(
@@ -100,10 +108,9 @@ def _followed(
         if node in by_last:
             cut, given = by_last[node], theirs[node]
             x = kept[cut.source]
-            apart = ((x - given).abs() - (x - value).abs()).abs().max()
-            more = apart / x.abs().max().clamp(min=1)
+            more = _share((x - given).abs() - (x - value).abs(), x)
             known = bool(torch.isin(given, torch.tensor(cut.values)).all())
-            off = max(off, float(more) if known else math.inf)
+            off = max(off, more if known else math.inf)
             value = given
         if node in sources:
             kept[node] = value

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.arith.multibit import Bases, sketch, values
+from bitwright.arith.multibit import MOST_BASES, Bases, sketch, values
 from bitwright.errors import BitwrightError
 from bitwright.multibit.activations import Activations, calibrated, placed
 from bitwright.multibit.groups import Grouping, parse, usual
@@ -120,6 +120,12 @@ class Multibit(nn.Module):
         """Stored bits a weight: signs, coordinates and counts of bases."""
         return self.packed().size_bits / self.weights
 
+    def blank_bits(self) -> float:
+        """Those that counts take alone, without any basis."""
+        blank = [Bases(torch.zeros_like(self[n].codes), torch.zeros_like(self[n].alpha))
+                 for n in self.names]  # fmt: skip
+        return pack(blank).size_bits / self.weights
+
     def dense(self) -> nn.Module:
         """The plain module with the weights that the bases stand for, in evaluation mode.
 
@@ -189,8 +195,12 @@ def prepare(
 
     Raises:
         BitwrightError: the model cannot be captured, a layer is unknown or an embedding, its groups
-            do not fit, or its input cannot have bases.
+            do not fit, its weights are not finite, or its input cannot have bases.
     """
+    if size < 1:
+        raise BitwrightError(f"groups have {size} weights; give a size of 1 or more")
+    if not 1 <= most <= MOST_BASES:
+        raise BitwrightError(f"a group begins with 1 to {MOST_BASES} bases, not {most}")
     network = build(model, example, skip=skip)
     shapes = {la.name: la.shape for la in network.layers}
     unknown = sorted(set(groups or {}) - set(shapes))
@@ -209,6 +219,11 @@ def prepare(
         if groups and name in groups:
             grouping = parse(groups[name], layer.shape, name)
         weight = body.get_parameter(layer.weight).detach()
+        if not bool(torch.isfinite(weight).all()):
+            raise BitwrightError(
+                f"layer {name!r} has NaN or infinite weights; train it again, or leave it in float "
+                "with skip"
+            )
         layers[name] = Layer(sketch(grouping.cut(weight), most), grouping, layer.shape)
     inputs = {}
     if activation_bases:

@@ -59,6 +59,10 @@ class Moments:
         self.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         torch.maximum(self.largest, self.second, out=self.largest)
 
+    def turn(self, which: Tensor) -> None:
+        """The numbers `which` are counted the other way round from now on."""
+        self.first = torch.where(which, -self.first, self.first)
+
     def quadratic(self, rate: float, curvature: Tensor | None = None) -> Quadratic:
         """The model whose minimum is a step of this rate.
 

@@ -87,8 +87,13 @@ class LossAware:
         return max(m.steps for m in self.moments.values())
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Take the gradients of the last backward pass, move, and forget the rebuilt weights."""
+    def step(self, *, turn: bool = True) -> None:
+        """Take the gradients of the last backward pass, move, and forget the rebuilt weights.
+
+        Args:
+            turn: whether a coordinate that passes zero, its signs turned over, has statistics that
+                turn with it; not where the caller chooses signs anew.
+        """
         for name, leaf in self.net.leaves().items():
             layer = self.net[name]
             assert leaf.grad is not None
@@ -98,9 +103,14 @@ class LossAware:
             self.moments[name].add(gradient)
         settled = self.domain == "coordinates" or self.steps > SETTLE
         for name, model in (self.models() if settled else {}).items():
-            move = _coordinates if self.domain == "coordinates" else _bases
             layer = self.net[name]
-            layer.become(move(layer.bases(), model))
+            if self.domain == "bases":
+                layer.become(_bases(layer.bases(), model))
+                continue
+            moved = torch.where(layer.alpha > 0, model.target(layer.alpha), 0)
+            if turn:
+                self.moments[name].turn(moved < 0)
+            layer.become(tidied(Bases(layer.codes, moved)))
         self.net.release()
         if self.others is not None:
             self.others.step()
@@ -153,12 +163,6 @@ class LossAware:
             held = {int(i): dict(values_) for i, values_ in parts["others"].items()}
             groups = self.others.state_dict()["param_groups"]
             self.others.load_state_dict({"state": held, "param_groups": groups})
-
-
-def _coordinates(bases: Bases, model: Quadratic) -> Bases:
-    there = bases.alpha > 0
-    moved = model.target(bases.alpha)
-    return tidied(Bases(bases.codes, torch.where(there, moved, torch.zeros_like(moved))))
 
 
 def _bases(bases: Bases, model: Quadratic) -> Bases:

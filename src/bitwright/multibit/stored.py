@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from bitwright.arith.multibit import Bases, tidied, values
@@ -16,6 +15,9 @@ from bitwright.multibit.net import Multibit
 from bitwright.multibit.packed import Packed, compacted, pack
 from bitwright.network import Network, build
 from bitwright.network.capture import set_attribute
+
+#: of a layer's weights by float16, root mean square; within its range it is below 1e-3
+_MOST_OFF = 1e-2
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def stored(net: Multibit) -> Stored:
     network's weights are those of the rounded ones.
 
     Raises:
-        BitwrightError: a coordinate that is no positive float16 number: the training diverged.
+        BitwrightError: coordinates that float16 does not hold: too large, so small that a layer's
+            weights change by more than a hundredth (root mean square), or no numbers.
     """
     dense = net.dense()
     network = build(dense, net.example, skip=net.skip)
@@ -71,11 +74,15 @@ def stored(net: Multibit) -> Stored:
         folded = network.matrix(layer).double()
         factor = (weight * folded).sum(1) / weight.square().sum(1).clamp(min=1e-300)
         each = factor.float().repeat_interleave(len(own.codes) // layer.rows)
-        bases = compacted(tidied(Bases(own.codes, own.alpha * each[:, None])))
-        if not bool(torch.isfinite(bases.alpha).all()):
+        exact = tidied(Bases(own.codes, own.alpha * each[:, None]))
+        bases = compacted(exact)
+        wanted = values(exact).double()
+        off = (values(bases) - wanted).norm() / wanted.norm().clamp(min=1e-300)
+        if not off <= _MOST_OFF:
             raise BitwrightError(
-                f"layer {layer.name!r} has coordinates of {float(own.alpha.max()):.3g}, which "
-                "float16 does not hold: the training diverged; nothing is written"
+                f"layer {layer.name!r} has coordinates up to {float(exact.alpha.max()):.3g}, "
+                "batch-norm folded, which float16 does not hold: scale the layer, or leave it in "
+                "float with skip; nothing is written"
             )
         layers[layer.name] = StoredLayer(bases, own.grouping)
         set_attribute(network.module, layer.weight, layers[layer.name].weight(layer.shape))

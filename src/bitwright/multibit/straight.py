@@ -59,7 +59,7 @@ class StraightThrough:
             self.moments[name].add(self.net[name].grouping.cut(leaf.grad))
             model = self.moments[name].quadratic(self.rate * self.coordinates.size(name))
             self.latent[name] = model.target(self.latent[name])
-        self.coordinates.step()
+        self.coordinates.step(turn=False)
         for name in self.net.names:
             layer = self.net[name]
             layer.become(Bases(nearest(self.latent[name], layer.alpha), layer.alpha))

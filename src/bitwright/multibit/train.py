@@ -9,8 +9,9 @@ checkpoint.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from bitwright.multibit.net import Multibit
 from bitwright.multibit.prune import coordinate_bits
 from bitwright.multibit.steps import SETTLE, LossAware
 from bitwright.multibit.straight import StraightThrough
-from bitwright.network import join
+from bitwright.network import evaluating, join
 
 CURVATURES = ("amsgrad", "gauss-newton")
+#: of a recipe's numbers; without pruning no bits would fall
+_LEAST = {"loops": 1, "prune": 1, "bases": 0, "coordinates": 0, "straight": 0, "final": 0,
+          "batch": 1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def train(
     augment: Augment | None = None,
     floats: Mapping[str, Tensor] | None = None,
     checkpoint: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train the bases of a net in place.
@@ -104,7 +109,10 @@ def train(
         augment: changes the rows of each step.
         floats: weights by layer that the copy of straight-through epochs begins with, the float
             network's; None: what the bases stand for by then.
-        checkpoint: a file that every epoch's state is kept in; training goes on from it.
+        checkpoint: a file that every epoch's state is kept in; training goes on from it, given the
+            net as :func:`~bitwright.multibit.net.prepare` made it for that one.
+        identity: JSON by name that a checkpoint must agree in, besides recipe, starting weights,
+            rows and labels or teacher: what the loss and the changes of rows are.
         progress: called with each epoch's line.
 
     Returns:
@@ -112,27 +120,34 @@ def train(
         (by removals, too); the first one is the beginning.
 
     Raises:
-        BitwrightError: nothing to learn from, an unknown curvature, a target that is not below the
-            beginning, a loss that is not finite, or a checkpoint of another training.
+        BitwrightError: nothing to learn from, a recipe that cannot be followed (an unknown
+            curvature, no pruning, a target that is not below the beginning or not above what the
+            counts alone take), a loss that is not finite, or a checkpoint of another training.
     """
     _check(net, x, y, teacher, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     run = _Run(net, recipe, generator, [], floats)
     plan = recipe.epochs()
+    if checkpoint is not None:
+        said = {**asdict(recipe), **(identity or {})}
+        of = kept.identity(net, (x, y), teacher, floats, said)
     if checkpoint is not None and checkpoint.is_file():
-        run = _resumed(run, checkpoint, plan)
+        run = _resumed(run, checkpoint, of, plan)
     else:
+        _check_target(net, recipe)
         run.history.append({"epoch": 0, "what": "start", "loop": 0, "bits": net.average_bits()})
     for at in range(len(run.history) - 1, len(plan)):
         what, loop, fresh = plan[at]
         if fresh or run.optimizer is None:
             run.optimizer = _optimizer(run, what)
-        line = _epoch(run, (x, y), what, loop, (loss, teacher, augment))
+        with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
+            torch.manual_seed(random.Random(f"{recipe.seed} {at}").getrandbits(63))
+            line = _epoch(run, (x, y), what, loop, (loss, teacher, augment))
         run.history.append({"epoch": at + 1, "what": what, "loop": loop, **line})
         if progress:
             progress(run.history[-1])
         if checkpoint is not None:
-            kept.save(checkpoint, run.net, run.optimizer.state(), generator, run.history)
+            kept.save(checkpoint, of, run.net, run.optimizer.state(), generator, run.history)
     net.eval()
     return run.history
 
@@ -156,17 +171,25 @@ def _check(net: Multibit, x: Tensor, y: Tensor | None, teacher: object, recipe: 
         raise BitwrightError(
             f"curvature {recipe.curvature!r} is unknown; use {' or '.join(CURVATURES)}"
         )
-    if not recipe.bits > 0:
-        raise BitwrightError(f"{recipe.bits} bits a weight is no target; give a positive number")
+    for name, least in _LEAST.items():
+        if (given := getattr(recipe, name)) < least:
+            raise BitwrightError(f"{name} is {given}; give {least} or more")
     if len(x) < recipe.batch:
         raise BitwrightError(f"{len(x)} rows are less than a batch of {recipe.batch}")
 
 
-def _resumed(run: _Run, path: Path, plan: list[tuple[str, int, bool]]) -> _Run:
-    state, run.history = kept.load(path, run.net, run.generator)
+def _check_target(net: Multibit, recipe: Recipe) -> None:
+    begun, counts = net.average_bits(), net.blank_bits()
+    if not counts < recipe.bits < begun:
+        raise BitwrightError(
+            f"{recipe.bits} bits a weight is no target; give less than the {begun:.3g} of the "
+            f"beginning and more than the {counts:.3g} that counts of bases take alone"
+        )
+
+
+def _resumed(run: _Run, path: Path, of: kept.Identity, plan: list[tuple[str, int, bool]]) -> _Run:
+    state, run.history = kept.load(path, of, run.net, run.generator)
     done = len(run.history) - 1
-    if [line["what"] for line in run.history[1:]] != [what for what, _, _ in plan[:done]]:
-        raise BitwrightError(f"{path} is of a training with another recipe; delete it")
     if done < len(plan) and not plan[done][2]:
         run.optimizer = _optimizer(run, plan[done][0])
         run.optimizer.restore(state)
@@ -253,16 +276,17 @@ class _Removal:
         assert isinstance(optimizer, LossAware)
         if done == self.steps:  # what is left, with the counts as they are stored
             while (over := net.packed().size_bits - self.goal * net.weights) > 0:
-                self._remove(optimizer, over, 1.0)
+                if not self._remove(optimizer, over, 1.0):
+                    break  # the counts alone are left, which the goal is above but for rounding
             return
         counts = 8 * net.packed().counts.nbytes
         goal = max(1.0, self.goal * net.weights - counts)
         now = self.start * (goal / self.start) ** (done / self.steps)
         self._remove(optimizer, coordinate_bits(net) - now, self.run.recipe.share)
 
-    def _remove(self, optimizer: LossAware, spare: float, share: float) -> None:
+    def _remove(self, optimizer: LossAware, spare: float, share: float) -> int:
+        net, found = self.run.net, None
         if self.run.recipe.curvature == "gauss-newton":
-            found = curvatures(self.run.net, self.rows, weights=False, seed=self.run.recipe.seed)
-            optimizer.prune(spare, share, curvature=found)
-        else:
-            optimizer.prune(spare, share)
+            with evaluating(net):  # batch-norm's statistics are not to move, nor rows to be mixed
+                found = curvatures(net, self.rows, weights=False, seed=self.run.recipe.seed)
+        return optimizer.prune(spare, share, curvature=found)

@@ -80,7 +80,8 @@ def train_multibit(
     A killed training goes on from `training.safetensors` where its last epoch ended.
 
     Raises:
-        BitwrightError: labels are asked for and there are none, or as the stages say.
+        BitwrightError: labels are asked for and there are none, the folder holds a training with
+            other settings, weights or data, or as the stages say.
     """
     if settings.labels and task.calibration_labels is None:
         raise BitwrightError("--labels: the data has none; leave it out to learn from the model")
@@ -90,6 +91,7 @@ def train_multibit(
                   most=settings.most, skip=settings.skip,
                   activation_bases=settings.activation_bases)  # fmt: skip
     many = len(r.epochs())
+    asked = {name: value for name, value in asdict(settings).items() if name != "recipe"}
     history = train(
         net,
         x,
@@ -100,6 +102,7 @@ def train_multibit(
         augment=augment.parse(settings.augment) if settings.augment else None,
         floats=float_weights(task.model, net) if settings.from_float else None,
         checkpoint=out / "training.safetensors",
+        identity={**asked, "divergence": task.divergence, "class_axis": task.class_axis},
         progress=lambda line: progress("multi-bit", line["epoch"] / many),
     )
     found = convert(net, out, {"preprocessing": task.preprocessing})

@@ -100,7 +100,7 @@ def load(
 def write(path: Path, tensors: Mapping[str, Tensor], said: str) -> None:
     """Tensors and a text as one safetensors file with a checksum of both."""
     found = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    put(path, packed(found, metadata={"training": said, _SEAL: _digest(found, said)}))
+    put(path, packed(found, metadata={"training": said, _SEAL: digest(found, said)}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -113,15 +113,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
     with safe_open(path, framework="pt") as file:
         told = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if told.get(_SEAL) != _digest(tensors, told["training"]):
+    if told.get(_SEAL) != digest(tensors, told["training"]):
         raise ValueError("its checksum does not hold")
     return tensors, told["training"]
 
 
-def _digest(tensors: Mapping[str, Tensor], said: str) -> str:
+def digest(tensors: Mapping[str, Tensor], said: str = "") -> str:
+    """SHA-256 of a text and of tensors by name, types and shapes among it."""
     found = hashlib.sha256(said.encode())
     for name in sorted(tensors):
         value = tensors[name]
         found.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
