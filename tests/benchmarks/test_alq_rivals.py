@@ -79,7 +79,9 @@ def test_batches_are_those_that_multi_bit_weights_are_trained_with():
     def ours(given: Case) -> None:
         x = given.arrays["train_x"]
         net = multibit.prepare(given.model, x, size=16, most=2)
-        recipe = multibit.Recipe(bits=2.5, loops=0, straight=1, final=1, seed=5)
+        recipe = multibit.Recipe(
+            bits=2.5, loops=1, bases=0, coordinates=0, straight=0, final=1, seed=5
+        )
         multibit.train(net, x, None, recipe, loss=softened, teacher=given.model,
                        augment=given.augment)  # fmt: skip
 

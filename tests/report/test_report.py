@@ -100,7 +100,7 @@ def summary(layers: int = 20, per_layer: int = 35, **changes: Any) -> Summary:
             ok=True,
             tensors=61,
             equal=60,
-            differing=(("mean_1", 0.00031, 1, "the runtime averages in another order"),),
+            differing=(("mean_1", 0.00031, 1.0, "the runtime averages in another order"),),
             first_difference="mean_1",
             same_class=1.0,
             qlinear_convs=19,
@@ -245,7 +245,7 @@ def hostile() -> Summary:
         edges=tuple(replace(row, name=HOSTILE) for row in full.edges),
         verification=replace(
             full.verification,
-            differing=((HOSTILE, 0.1, 1, HOSTILE),),
+            differing=((HOSTILE, 0.1, 1.0, HOSTILE),),
             first_difference=HOSTILE,
             runtime=HOSTILE,
         ),

@@ -265,7 +265,7 @@ def _verification(found: Found) -> Verification:
         tensors=found.tensors,
         equal=found.equal,
         differing=tuple(
-            (d.name, d.fraction, d.max_step, d.reason or "unexplained")
+            (d.name, d.fraction, float(d.max_step), d.reason or "unexplained")
             for d in sorted(
                 (*found.lost, *found.differing), key=lambda d: (-d.max_step, -d.fraction, d.name)
             )
