@@ -387,3 +387,22 @@ def test_ends_of_clips(operation: Callable[..., Tensor], ends: tuple[float | Non
     if ends != (None, None):
         assert torch.equal(operation(None, x), x.clamp(*ends))
     assert is_clip_at_zero(node) == (ends[0] == 0)
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = 2 * x
+        return self.layer(x)
+
+
+def test_what_cannot_be_traced_is_told_with_its_line():
+    with pytest.raises(BitwrightError) as caught:
+        build(Branches(), torch.randn(4, 4))
+    message = str(caught.value)
+    assert "at test_capture.py:" in message and "(if x.sum() > 0:)" in message
+    assert "\n" not in message and len(message) < 600

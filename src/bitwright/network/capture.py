@@ -8,8 +8,13 @@ classes, and a function called without a module is seen like any other.
 from __future__ import annotations
 
 import copy
+import linecache
 import operator
+import os
+import re
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,8 +77,8 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BitwrightError(
             f"cannot trace the model {type(model).__name__} with torch.export for input "
-            f"{tuple(example.shape[1:])}: {first[:300]}; remove data-dependent Python control flow "
-            "and fixed batch sizes from forward()"
+            f"{tuple(example.shape[1:])}: {first[:300]}{_place(error)}; remove data-dependent "
+            "Python control flow and fixed batch sizes from forward()"
         ) from error
     graph = module.graph
     _tidy(module)
@@ -87,6 +92,21 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
+
+
+def _place(error: Exception) -> str:
+    """` at FILE:LINE (CODE)` of the model's line that could not be traced, where that is known."""
+    frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+    told = re.findall(r'File "(.+?)", line (\d+)', str(error))
+    frames += [(file, int(line)) for file, line in told]
+    libraries = tuple(str(Path(f).resolve().parent) for f in (torch.__file__, os.__file__))
+    libraries += (str(Path(__file__).resolve().parents[1]),)
+    own = [(f, n) for f, n in frames if f.endswith(".py") and not f.startswith(libraries)]
+    if not own:
+        return ""
+    file, line = own[-1]
+    code = linecache.getline(file, line).strip()
+    return f", at {Path(file).name}:{line}" + (f" ({code[:80]})" if code else "")
 
 
 def _drop_identities(module: GraphModule) -> None:
