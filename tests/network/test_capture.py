@@ -389,7 +389,7 @@ def test_ends_of_clips(operation: Callable[..., Tensor], ends: tuple[float | Non
     assert is_clip_at_zero(node) == (ends[0] == 0)
 
 
-class Branches(nn.Module):
+class Decides(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 3)
@@ -402,7 +402,7 @@ class Branches(nn.Module):
 
 def test_what_cannot_be_traced_is_told_with_its_line():
     with pytest.raises(BitwrightError) as caught:
-        build(Branches(), torch.randn(4, 4))
+        build(Decides(), torch.randn(4, 4))
     message = str(caught.value)
     assert "at test_capture.py:" in message and "(if x.sum() > 0:)" in message
     assert "\n" not in message and len(message) < 600
