@@ -249,3 +249,18 @@ def test_runs_of_other_networks_are_told_apart(tmp_path: Path) -> None:
 def test_folders_of_the_same_name_get_longer_ones(tmp_path: Path) -> None:
     names = comparisons._names([Path("/a/x/run"), Path("/a/y/run"), Path("/a/z")])
     assert names == ["x/run", "y/run", "a/z"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "word"), [(None, "quantized"), (0, "quantized"), (2, "fine-tuned")]
+)
+def test_training_that_nobody_asked_for_was_not_done(
+    epochs: int | None, word: str, tmp_path: Path
+) -> None:
+    stages = {
+        name: {"key": name} for name in ("measure", "search", "quantize", "finetune", "refit-head")
+    }
+    run = {"model": "net.py:net"} | ({} if epochs is None else {"epochs": epochs})
+    killed = put(tmp_path / "killed", run=run, stages=stages)
+    found = bitwright.compare(put(tmp_path / "a", settled()), killed)
+    assert found.runs[1].state == f"unfinished, {word} so far"

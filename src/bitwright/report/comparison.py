@@ -180,7 +180,13 @@ def _read(folder: Path, name: str) -> ComparedRun:
             return _finished(folder, name, summary, options)
         state = f"went on after its report; `bitwright report --out {folder}` makes a new one"
     else:
-        done = [word for stage, word in _STAGES.items() if stage in stages]
+        asked = {
+            "finetune": bool(options.get("epochs")),
+            "refit-head": bool(options.get("refit_head")),
+        }
+        done = [
+            word for stage, word in _STAGES.items() if stage in stages and asked.get(stage, True)
+        ]
         state = f"unfinished, {done[-1] if done else 'nothing measured'} so far"
     return _unfinished(folder, name, state, options, stages)
 
