@@ -143,7 +143,8 @@ def _time_forms(threads: int, repeats: int, run: Any, console: Console, name: st
     console.print(table)
     console.print(
         f"of int8: of the faster static int8 ({best.name}); ratios: medians over the rounds; load: "
-        "processor time; peak: of a process that loads the file and runs one row, without the runtime itself",
+        "processor time; peak: of a process that loads the file and runs one row, without the "
+        "runtime itself",
         soft_wrap=True,
     )
     console.print(str(run.store.path("bench.json")), soft_wrap=True)
