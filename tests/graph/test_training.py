@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from bitwright import BitwrightError
-from bitwright.graph import DegreeQuant, Form, Recipe, Scheme, build, train
+from bitwright.graph import DegreeQuant, Form, Recipe, Scheme, build, train, training
 from bitwright.graph.training import Labelled, accuracy, of_nodes
 from bitwright.train import resume
 from graph.graphs import graph
@@ -186,3 +187,27 @@ def test_a_form_that_is_none_is_refused(form: Form, says: str):
 def test_weights_are_of_the_seed():
     a, b, c = (build(Form("gat", 6, 16, 2), seed) for seed in (0, 0, 1))
     assert same(a, b) and not same(a, c)
+
+
+def test_the_rate_falls_along_a_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    labelled, rates = labelled_graphs(), list[float]()
+    epoch = training._epoch
+
+    def spy(net: Any, data: Any, recipe: Recipe, adam: Any, generator: Any) -> None:
+        rates.append(adam.param_groups[0]["lr"])
+        if len(rates) == 7:
+            raise KeyboardInterrupt
+        epoch(net, data, recipe, adam, generator)
+
+    monkeypatch.setattr(training, "_epoch", spy)
+    recipe, state = Recipe(4, batch=8, save_every=1, cosine=True), tmp_path / "state.safetensors"
+    whole, found = quantized(labelled), quantized(labelled)
+    each = train(whole, labelled, recipe)
+    wanted = [0.01 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
+    assert rates == pytest.approx(wanted) and wanted[0] == 0.01
+    with pytest.raises(KeyboardInterrupt):
+        train(quantized(labelled), labelled, recipe, state=state)
+    assert train(found, labelled, recipe, state=state) == each and same(found, whole)
+    assert rates[6:] == pytest.approx(wanted[2:3] + wanted[2:])
+    with refused("epochs 4, not 5"):  # whose rate falls more slowly
+        train(quantized(labelled), labelled, dataclasses.replace(recipe, epochs=5), state=state)

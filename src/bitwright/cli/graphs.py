@@ -39,6 +39,9 @@ def train_graph(
     dropout: Annotated[float, typer.Option(help="Behind each layer but the last.")] = 0.5,
     epochs: Annotated[int, typer.Option(help="Of training.")] = 200,
     rate: Annotated[float, typer.Option(help="Adam's.")] = 0.01,
+    cosine: Annotated[
+        bool, typer.Option("--cosine", help="The rate falls along a cosine, epoch by epoch.")
+    ] = False,
     decay: Annotated[float, typer.Option(help="Of weights.")] = 5e-4,
     fold: Annotated[int, typer.Option(help="That is tested, of 10, where graphs have labels.")] = 0,
     seed: Seed = 0,
@@ -65,7 +68,7 @@ def train_graph(
     settings = Settings(
         str(dataset), net, bits, tuple(int(b) for b in widths.split(",") if b), classes,
         (low, high), left_out, hidden, layers, dropout, fold,
-        Recipe(epochs, rate, decay, seed=seed),
+        Recipe(epochs, rate, decay, seed=seed, cosine=cosine),
     )  # fmt: skip
     with interruptible(), Bars(quiet) as bars:
         said = run(settings, out, bars.update)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bitwright.train import resume
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: Adam with weight decay, constant rate.
+    """How to train: Adam with weight decay.
 
     Attributes:
         epochs: passes over the training data.
@@ -32,6 +33,8 @@ class Recipe:
         seed: of the order of graphs, dropout and masks.
         judge_every: epochs between looks at validation data; the last epoch is followed by one.
         save_every: looks between states on disk.
+        cosine: whether the rate falls along a cosine, `rate · ½ (1 + cos(π e / epochs))` in epoch
+            e = 0, 1, …; else it is constant, and more epochs can follow later.
     """
 
     epochs: int = 200
@@ -41,6 +44,7 @@ class Recipe:
     seed: int = 0
     judge_every: int = 1
     save_every: int = 25
+    cosine: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is no training.
@@ -139,7 +143,7 @@ def train(
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     adam = torch.optim.Adam(net.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
-    schedule = LambdaLR(adam, lambda step: 1.0)  # counts epochs
+    schedule = LambdaLR(adam, partial(_share, recipe))  # a step is an epoch
     training = (net, adam, schedule, generator)
     history: list[float] = []
     best: dict[str, Tensor] = {}
@@ -171,10 +175,17 @@ def train(
     return history
 
 
+def _share(recipe: Recipe, epoch: int) -> float:
+    """Of the rate, in an epoch."""
+    return (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2 if recipe.cosine else 1.0
+
+
 def _options(net: nn.Module, recipe: Recipe) -> dict[str, Any]:
     """What the numbers of a training follow from; not how long it is, or how often it is saved."""
     found = dataclasses.asdict(recipe)
-    del found["epochs"], found["save_every"]
+    del found["save_every"]
+    if not recipe.cosine:
+        del found["epochs"], found["cosine"]
     return {**found, "scheme": str(net.scheme) if isinstance(net, DegreeQuant) else None}
 
 
