@@ -117,7 +117,7 @@ def verify(run: Any, console: Console, name: str) -> None:
         f"equal on {check.rows} rows; same class on {check.same_class:.2%}; "
         f"{check.qlinear_convolutions} of {check.convolutions} convolutions fused"
     )
-    for d in (*check.lost, *check.differing):
+    for d in check.differences:
         console.print(f"  {d}", soft_wrap=True, highlight=False, markup=False)
     print_lines(console, run.accumulators)
     if not check.ok:

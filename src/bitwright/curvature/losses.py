@@ -307,8 +307,8 @@ def _cross_entropy(
     else:
         t = targets.reshape(n, positions)
         kept = t != loss.ignore_index
-        if bool((kept & ((t < 0) | (t >= classes))).any()):
-            strange = t[kept & ((t < 0) | (t >= classes))]
+        strange = t[kept & ((t < 0) | (t >= classes))]
+        if len(strange):
             raise BitwrightError(
                 f"label {int(strange[0])} is out of range: the outputs have {classes} classes; "
                 f"give labels of 0 to {classes - 1}"

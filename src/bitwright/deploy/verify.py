@@ -84,6 +84,11 @@ class Verification:
     lost: tuple[Difference, ...] = ()
 
     @property
+    def differences(self) -> tuple[Difference, ...]:
+        """All that differs: what was `lost`, then what is `differing` in the runtime."""
+        return (*self.lost, *self.differing)
+
+    @property
     def ok(self) -> bool:
         """Whether the file computes what it should.
 
@@ -96,9 +101,9 @@ class Verification:
     @property
     def why(self) -> str:
         """What came out otherwise first, in words; empty where `ok`."""
-        for found in (*self.lost, *self.differing):
-            if found in self.lost or not _explained(found):
-                return str(found)
+        wrong = (*self.lost, *(d for d in self.differing if not _explained(d)))
+        if wrong:
+            return str(wrong[0])
         if self.same_class_given < 1:
             count = round((1 - self.same_class_given) * self.rows)
             return f"{count} of {self.rows} rows have another class behind the same integers"

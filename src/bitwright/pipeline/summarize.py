@@ -266,11 +266,9 @@ def _verification(found: Found) -> Verification:
         equal=found.equal,
         differing=tuple(
             (d.name, d.fraction, float(d.max_step), d.reason or "unexplained")
-            for d in sorted(
-                (*found.lost, *found.differing), key=lambda d: (-d.max_step, -d.fraction, d.name)
-            )
+            for d in sorted(found.differences, key=lambda d: (-d.max_step, -d.fraction, d.name))
         ),
-        first_difference=next((d.name for d in (*found.lost, *found.differing)), None),
+        first_difference=next((d.name for d in found.differences), None),
         same_class=found.same_class,
         qlinear_convs=found.qlinear_convolutions,
         convolutions=found.convolutions,
