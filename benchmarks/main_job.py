@@ -273,15 +273,16 @@ def mobilenet(rows: harness.Rows, folder: Path, quick: bool) -> None:
         return
     work = task(networks.mobilenet_v2(), networks.imagenet())
     run = Run(work, Settings(budget=parse_budget("4bit")), folder / "mobilenet")
-    for name, (found, size, bits, seconds) in run.judgements.items():
+    for name, row in run.judgements.items():
+        found = row.judgement
         rows.add(
-            f"KL, MobileNetV2, {bits:.2f} mean bits, 8-bit activations, {name}",
+            f"KL, MobileNetV2, {row.mean_bits:.2f} mean bits, 8-bit activations, {name}",
             found.kl,
             stderr=round(found.kl_stderr, 5),
             agreement=found.agreement,
             top1=found.metric,
-            bytes=size,
-            latency_s=round(seconds, 5),
+            bytes=row.bytes,
+            latency_s=round(row.latency, 5),
         )
     raw = run.bench.build(raw_channels(run, 4 * run.network.weights))
     reference = outputs(run.network.module, work.test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +112,11 @@ def test_counts_keeps_the_bounds_and_returns_the_best(name: str) -> None:
 
 
 @every
-def test_same_seed_same_bytes_and_global_generators_untouched(name: str) -> None:
+def test_same_seed_same_bytes_and_global_generators_untouched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem, order = landscape()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     a = ROSTER[name](problem, order, Judge(problem), evaluations=14, seed=3)
     b = ROSTER[name](problem, order, Judge(problem), evaluations=14, seed=3)
@@ -121,6 +125,7 @@ def test_same_seed_same_bytes_and_global_generators_untouched(name: str) -> None
     assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
     assert a.history == b.history and a.plan.key == b.plan.key
     assert a.history != c.history
+    assert not list(tmp_path.glob("SB3*"))  # where an agent would keep a log
 
 
 @every

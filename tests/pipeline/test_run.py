@@ -87,6 +87,38 @@ def test_methods_keep_the_bit_operations(method: str, start: Any):
         assert plan.limits[0].total <= 0.45
 
 
+def test_what_is_known_of_a_finished_run_is_not_found_out_again(start: Any):
+    first = start(budget="2bit", activations=None)
+    rows, flight = first.judgements, first.preflight
+    kept = ("judge.json", "preflight.json", "float.onnx")
+    before = {n: first.store.path(n).stat().st_mtime_ns for n in kept}
+
+    def again(**changes: Any) -> Any:
+        run = Run(tiny.task(**changes), first.settings, first.folder)
+        run.preflight  # noqa: B018
+        return run
+
+    run = again()
+    assert run.judgements == rows and run.preflight == flight
+    assert {n: run.store.path(n).stat().st_mtime_ns for n in kept} == before
+    test = tiny.rows(20, 200)
+    other = again(test=test, test_labels=tiny.labels_of(test)).judgements
+    assert other["channels"].judgement.kl != rows["channels"].judgement.kl
+    wrong = again(test_labels=(first.task.test_labels + 1) % 4).judgements
+    assert wrong["float"].judgement.metric == 0 and rows["float"].judgement.metric == 1
+    for value in (0.25, 0.75):  # no key knows what a function computes
+        found = again(metric=lambda answers, labels, value=value: value).judgements
+        assert found["float"].judgement.metric == value
+    path = first.store.path("judge.json")
+    assert again().judgements["float"].judgement.metric == 1
+    path.write_text(path.read_text().replace("1.0", "0.5"))
+    float_file = first.store.path("float.onnx")
+    content = float_file.read_bytes()
+    float_file.write_bytes(content[:-1])
+    run = again()
+    assert run.judgements["float"].judgement.metric == 1 and float_file.read_bytes() == content
+
+
 @pytest.mark.slow
 def test_bounds_hold_with_every_goal(start: Any):
     free = start(budget=None, max_kl=0.05)
@@ -441,7 +473,7 @@ def test_another_device_measures_and_trains_the_same(tmp_path: Path):
     for name, found in here.sensitivity.layers.items():
         assert there.sensitivity.layers[name].value == pytest.approx(found.value, rel=1e-3)
     assert there.verification.ok
-    ours, theirs = (run.judgements["channels"][0].kl for run in (here, there))
+    ours, theirs = (run.judgements["channels"].judgement.kl for run in (here, there))
     assert theirs == pytest.approx(ours, rel=0.3, abs=1e-3)
 
 

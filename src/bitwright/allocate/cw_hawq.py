@@ -27,7 +27,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -37,6 +37,9 @@ from bitwright.allocate.problem import Problem
 from bitwright.allocate.random_ratios import WARM_UP, random_points
 from bitwright.allocate.ratios import Points
 from bitwright.allocate.search import Evaluate, Evaluator, SearchOptions, SearchResult
+
+if TYPE_CHECKING:
+    from stable_baselines3 import DDPG
 
 #: standard deviation of the exploration at the first and the last evaluation
 _NOISE = (0.3, 0.05)
@@ -142,7 +145,7 @@ class _Agent:
             seed=seed,
             device="cpu",
         )
-        self.model._setup_learn(total_timesteps=1)
+        begin_learning(self.model)
         assert self.model.replay_buffer is not None
         self.buffer = self.model.replay_buffer
 
@@ -178,6 +181,14 @@ class _Agent:
     def best(self) -> np.ndarray:
         """The best point so far."""
         return self.points[int(np.argmax(self.gains))]
+
+
+def begin_learning(agent: DDPG) -> None:
+    """Make the agent ready for `train` steps of ours, with no log: it would make a folder."""
+    from stable_baselines3.common.logger import Logger
+
+    agent.set_logger(Logger(folder=None, output_formats=[]))
+    agent._setup_learn(total_timesteps=1)
 
 
 @contextmanager

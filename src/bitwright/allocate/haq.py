@@ -29,7 +29,7 @@ import gymnasium
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from bitwright.allocate.cw_hawq import own_generators
+from bitwright.allocate.cw_hawq import begin_learning, own_generators
 from bitwright.allocate.plan import Plan, make_plan
 from bitwright.allocate.problem import Bounds, Problem, merged, require_feasible
 from bitwright.allocate.ratios import widest_not_above
@@ -173,7 +173,7 @@ def _agent(layers: _Layers, evaluations: int, seed: int) -> DDPG:
         seed=seed,
         device="cpu",
     )
-    agent._setup_learn(total_timesteps=1)
+    begin_learning(agent)
     for part, rate in _RATES.items():
         for group in getattr(agent, part).optimizer.param_groups:
             group["lr"] = rate

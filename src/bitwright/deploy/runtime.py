@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bitwright.errors import BitwrightError
 
+VERSION: str = ort.__version__
 #: what a linear layer on integers becomes
 INTEGER_MATMULS = ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 

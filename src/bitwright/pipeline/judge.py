@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -32,6 +34,36 @@ class Judgement:
     metric_stderr: float | None
     agreement: float | None
     lost_stderr: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A file beside its rivals.
+
+    Attributes:
+        judgement: of its answers.
+        bytes: its length.
+        mean_bits: a weight.
+        latency: seconds for one row.
+    """
+
+    judgement: Judgement
+    bytes: int
+    mean_bits: float
+    latency: float
+
+
+def to_json(rows: Mapping[str, Judged]) -> str:
+    """JSON text of files by name."""
+    return json.dumps({name: asdict(row) for name, row in rows.items()}, indent=1)
+
+
+def from_json(text: str) -> dict[str, Judged]:
+    """What :func:`to_json` wrote."""
+    return {
+        name: Judged(**{**row, "judgement": Judgement(**row["judgement"])})
+        for name, row in json.loads(text).items()
+    }
 
 
 def judge(task: Task, reference: Tensor, answers: Tensor) -> Judgement:

@@ -20,6 +20,7 @@ from torch import Tensor
 from bitwright import cost, curvature, quantize
 from bitwright.allocate.search import Evaluation
 from bitwright.curvature import Sensitivity, make_key, processes
+from bitwright.deploy import runtime
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.network import Network, build
@@ -140,8 +141,14 @@ class Measured:
 
     @cached_property
     def _flight(self) -> tuple[Preflight, bytes]:
-        """What preflight found, and the float ONNX file; nothing is written yet."""
+        """What preflight found, and the float ONNX file; nothing is written yet.
+
+        As an earlier run recorded it, where all that it depends on is the same.
+        """
         network = self.network
+        if self.folder.is_dir() and self._preflight_done:
+            kept = Preflight.from_json(self.store.path("preflight.json").read_text())
+            return kept, self.store.path("float.onnx").read_bytes()
         self.progress("preflight", 0.0)
         with tempfile.TemporaryDirectory() as scratch:  # a model that fails leaves no folder
             path = Path(scratch) / "float.onnx"
@@ -152,11 +159,27 @@ class Measured:
         self.progress("preflight", 1.0)
         return found, content
 
+    @property
+    def _preflight_key(self) -> str:
+        return make_key("preflight", self.base_key, torch.__version__, runtime.VERSION)
+
+    @property
+    def _preflight_done(self) -> bool:
+        key, store = self._preflight_key, self.store
+        return store.done("float", key, "float.onnx") and store.done(
+            "preflight", key, "preflight.json"
+        )
+
     @cached_property
     def preflight(self) -> Preflight:
-        """Export the float model and compare; writes `float.onnx`."""
+        """Export the float model and compare; writes `float.onnx` and `preflight.json`."""
         found, content = self._flight
-        put(self.store.path("float.onnx"), content)
+        if not self._preflight_done:
+            key, store = self._preflight_key, self.store
+            with store.stage("float", key, "float.onnx"):
+                put(store.path("float.onnx"), content)
+            with store.stage("preflight", key, "preflight.json"):
+                put(store.path("preflight.json"), found.to_json())
         return found
 
     def profile(self, threads: int = 1, repeats: int = 100) -> cost.Profile:

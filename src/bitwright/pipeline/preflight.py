@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,16 @@ class Preflight:
     forward_s: float
     memory_bytes: int
     time_s: float
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Preflight:
+        """What :meth:`to_json` wrote."""
+        found = json.loads(text)
+        return Preflight(**{**found, "skipped": tuple(found["skipped"])})
 
 
 def preflight(model: nn.Module, network: Network, x: Tensor, path: Path, rows: int) -> Preflight:

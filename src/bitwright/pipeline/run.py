@@ -13,17 +13,21 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from bitwright import cost, quantize
 from bitwright.allocate import Plan
+from bitwright.curvature import make_key
 from bitwright.deploy import Verification, agree, artefact, onnx_file, onnx_sealed, runtime, verify
 from bitwright.errors import BitwrightError
 from bitwright.files import put
-from bitwright.pipeline import accumulators
+from bitwright.pipeline import accumulators, judge
 from bitwright.pipeline.built import Built
 from bitwright.pipeline.frontiers import Curve, frontiers
 from bitwright.pipeline.frontiers import to_json as frontiers_json
-from bitwright.pipeline.judge import Judgement, answers_of, judge
+from bitwright.pipeline.judge import Judged, answers_of
 from bitwright.pipeline.search import bits_for_bytes, solve
+from bitwright.task import fingerprint
 
 STAGES = (
     "preflight", "measure", "search", "quantize", "finetune", "refit-head", "export", "verify",
@@ -96,14 +100,36 @@ class Run(Built):
         return found
 
     @cached_property
-    def judgements(self) -> dict[str, tuple[Judgement, int, float, float]]:
-        """For float and each rival: judgement, file bytes, mean bits, latency in seconds.
+    def judgements(self) -> dict[str, Judged]:
+        """Float and each rival, judged through its own ONNX file; `judge.json`.
 
-        Every rival is exported and judged through its own ONNX file.
+        Judged anew where the metric is a function: what it computes is in no key.
         """
+        path, store, key = self.store.path("judge.json"), self.store, self._judge_key
+        if self.task.metric is not None or not store.done("judge", key, path.name):
+            with store.stage("judge", key, path.name):
+                put(path, judge.to_json(self._judged()))
+        return judge.from_json(path.read_text())
+
+    @property
+    def _judge_key(self) -> str:
+        task, labels = self.task, self.task.test_labels
+        assert task.test is not None
+        return make_key(
+            "judge",
+            task.metric is None,
+            self.export_key,
+            self._target_bytes or self.plan.budget,
+            fingerprint(replace(task, calibration=task.test)),
+            "" if labels is None else labels.numpy(),
+            torch.__version__,
+            str(cost.Machine.here(0)),  # seconds are of one machine
+        )
+
+    def _judged(self) -> dict[str, Judged]:
         assert self.task.test is not None
         test = self.task.test
-        with self.store.timed("judge"), tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch:
             files = {"float": self.store.path("float.onnx")}
             _ = self.preflight
             bits = {"float": 32.0}
@@ -122,7 +148,8 @@ class Run(Built):
             for (name, path), latency in zip(files.items(), seconds, strict=True):
                 answers = reference if name == "float" else answers_of(path, test)
                 size = path.stat().st_size
-                found[name] = (judge(self.task, reference, answers), size, bits[name], latency)
+                judgement = judge.judge(self.task, reference, answers)
+                found[name] = Judged(judgement, size, bits[name], latency)
         self.progress("judge", 1.0)
         return found
 

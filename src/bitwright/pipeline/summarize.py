@@ -58,24 +58,23 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
     """
     network, plan = run.network, run.plan
     _ = run.verification  # its file is listed
-    rows = run.judgements
     sizes = run.breakdown()
     bits = quantize.plan_bits(network, plan)
     methods = tuple(
         MethodRow(
             name=name,
             chosen=name == plan.method,
-            mean_bits=None if name == "float" else mean_bits,
-            bytes=size,
-            kl=None if name == "float" else judgement.kl,
-            kl_stderr=None if name == "float" else judgement.kl_stderr,
-            metric=judgement.metric,
-            metric_stderr=judgement.metric_stderr,
-            agreement=None if name == "float" else judgement.agreement,
-            latency_ms=1000 * seconds,
-            lost_stderr=None if name == "float" else judgement.lost_stderr,
+            mean_bits=None if name == "float" else row.mean_bits,
+            bytes=row.bytes,
+            kl=None if name == "float" else row.judgement.kl,
+            kl_stderr=None if name == "float" else row.judgement.kl_stderr,
+            metric=row.judgement.metric,
+            metric_stderr=row.judgement.metric_stderr,
+            agreement=None if name == "float" else row.judgement.agreement,
+            latency_ms=1000 * row.latency,
+            lost_stderr=None if name == "float" else row.judgement.lost_stderr,
         )
-        for name, (judgement, size, mean_bits, seconds) in rows.items()
+        for name, row in run.judgements.items()
     )
     whole = ("model.safetensors", "model.onnx")
     stored = sum(size for k, size in sizes.items() if k not in whole)
