@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bitwright.files import put, replacing
+from bitwright.files import made, put, replacing
 
 
 def test_text_is_utf8_and_bytes_are_bytes(tmp_path: Path):
@@ -41,3 +41,19 @@ def test_a_full_disk_names_the_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="other"), replacing(path):
         (tmp_path / "other").read_bytes()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_made_for_nothing_is_gone_again(tmp_path: Path):
+    out = tmp_path / "a" / "b"
+    with pytest.raises(ValueError, match="bad"), made(out):
+        assert out.is_dir()
+        raise ValueError("bad")
+    assert not out.exists()
+    with pytest.raises(ValueError, match="bad"), made(out):
+        put(out / "kept", "x")
+        raise ValueError("bad")
+    assert (out / "kept").is_file()
+    (tmp_path / "own").mkdir()
+    with pytest.raises(ValueError, match="bad"), made(tmp_path / "own"):
+        raise ValueError("bad")
+    assert (tmp_path / "own").is_dir(), "it was there before"

@@ -274,12 +274,57 @@ def test_pruning_before_any_statistics_is_refused():
         LossAware(net).prune(100.0)
 
 
-def test_curvatures_are_the_gauss_newton_diagonal_in_both_domains():
+def test_pruning_by_a_given_curvature_damps_it_and_leaves_gradients_out():
+    net = net_of()
+    optimizer = LossAware(net)
+    back(net)
+    optimizer.step()
+    torch.manual_seed(0)
+    given = {n: torch.rand_like(net[n].alpha) ** 8 for n in net.names}
+    before = {n: net[n].alpha.clone() for n in net.names}
+    assert all((a > 0).any() for a in before.values())
+
+    def least(damped: float, gradient: float) -> set[tuple[str, int]]:
+        order = []
+        for name, alpha in before.items():
+            there = (alpha > 0).flatten()
+            h = given[name] + damped * given[name].flatten()[there].mean()
+            m = optimizer.moments[name]
+            g = gradient * m.quadratic(1.0).gradient
+            f = (0.5 * h * alpha.square() - g * alpha).flatten() / (net[name].grouping.size + 16)
+            order += [(float(f[i]), name, int(i)) for i in there.nonzero()[:, 0]]
+        return {(name, i) for _, name, i in sorted(order)[:12]}
+
+    # the places are those of coordinates before what is left of a group moves up
+    seen: list[set[tuple[str, int]]] = []
+    real = pruning.least
+
+    def watched(*args: object, **kwargs: object) -> dict[str, Tensor]:
+        found = real(*args, **kwargs)  # type: ignore[arg-type]
+        seen.append({(n, i) for n in found for i in found[n].flatten().nonzero()[:, 0].tolist()})
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "least", watched)
+        assert optimizer.prune(12 * 32.0 - 1, curvature=given) == 12
+    assert seen == [least(1.0, 0.0)]
+    assert least(1.0, 0.0) != least(0.0, 0.0) and least(1.0, 0.0) != least(1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "temperature"), [("kl", 1.0), ("kl", 0.25), ("squared", 1.0)], ids=str
+)
+def test_curvatures_are_the_gauss_newton_diagonal_in_both_domains(kind: str, temperature: float):
     net = net_of().eval()
     x = rows(3)[0]
-    exact = dense_gauss_newton(net, x)
+    exact = dense_gauss_newton(net, x, kind, temperature)
+    if temperature != 1:  # what the curvature of plain answers would be taken for
+        plain = dense_gauss_newton(net, x, kind, 1.0).diagonal()
+        assert float((exact.diagonal() - plain).abs().sum() / plain.sum()) > 0.15
     for weights in (True, False):
-        found = curvatures(net, [x] * 600, weights=weights, seed=1)["fc2"]
+        found = curvatures(
+            net, [x] * 600, weights=weights, kind=kind, temperature=temperature, seed=1
+        )["fc2"]
         layer = net["fc2"]
         if weights:
             wanted = layer.grouping.cut(exact.diagonal().reshape(layer.shape))
@@ -294,14 +339,17 @@ def test_curvatures_are_the_gauss_newton_diagonal_in_both_domains():
         assert float((found - wanted).abs().sum() / wanted.sum()) < 0.12
 
 
-def dense_gauss_newton(net: Multibit, x: Tensor) -> Tensor:
-    """The Hessian of the mean KL to itself, in the weights of the last layer."""
+def dense_gauss_newton(net: Multibit, x: Tensor, kind: str, t: float) -> Tensor:
+    """The Hessian of the mean loss to itself (`t² KL`, or half squares), in the last weights."""
     dense = net.dense()
-    reference = dense(x).detach().log_softmax(1)
+    reference = dense(x).detach()
 
-    def kl(weight: Tensor) -> Tensor:
-        logits = functional_call(dense, {"fc2.weight": weight}, (x,))
-        return (reference.exp() * (reference - logits.log_softmax(1))).sum(1).mean()
+    def loss(weight: Tensor) -> Tensor:
+        outputs = functional_call(dense, {"fc2.weight": weight}, (x,))
+        if kind == "squared":
+            return 0.5 * (outputs - reference).square().sum(1).mean()
+        wanted, found = (reference / t).log_softmax(1), (outputs / t).log_softmax(1)
+        return t**2 * (wanted.exp() * (wanted - found)).sum(1).mean()
 
     weight = dense.get_parameter("fc2.weight").detach()
-    return hessian(kl)(weight).reshape(weight.numel(), weight.numel()).detach()
+    return hessian(loss)(weight).reshape(weight.numel(), weight.numel()).detach()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from bitwright import multibit
 from bitwright.deploy import runtime
 from bitwright.multibit.activations import chains
 from bitwright.network import outputs
+from bitwright.pipeline import MultibitSettings, train_multibit
 from pipeline import tiny
 from pipeline.tiny import call, given, refused
 
@@ -113,4 +116,35 @@ def test_numbers_that_cannot_be_are_refused_in_one_line(
     tiny.write(tmp_path)
     words = given(tmp_path, out=tmp_path / "run", **SHORT)
     assert says in refused(capsys, "train-multibit", *words, option, value)
-    assert not list((tmp_path / "run").glob("*"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "wanted"),
+    [
+        ({}, {}, ("kl", 1, 4.0)),
+        ({"temperature": 2.0}, {"class_axis": -1}, ("kl", -1, 2.0)),
+        ({"labels": True}, {}, ("kl", 1, 1.0)),
+        ({}, {"divergence": "squared"}, ("squared", 1, 1.0)),
+    ],
+)
+def test_curvature_is_that_of_the_loss_that_is_trained(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    changes: dict[str, Any],
+    wanted: tuple[str, int, float],
+):
+    asked = []
+    real = multibit.curvatures
+
+    def watched(*args: Any, **options: Any) -> Any:
+        asked.append((options["kind"], options["class_axis"], options["temperature"]))
+        return real(*args, **options)
+
+    module = importlib.import_module("bitwright.multibit.train")  # `train` is the function, too
+    monkeypatch.setattr(module, "curvatures", watched)
+    recipe = multibit.Recipe(3.0, loops=1, straight=0, final=0, batch=16, curvature="gauss-newton")
+    task = tiny.task(**changes)
+    train_multibit(task, MultibitSettings(recipe, {}, most=4, **settings), tmp_path / "run")
+    assert set(asked) == {wanted}

@@ -4,6 +4,8 @@ One backward pass of `⟨S ε, outputs⟩`, Λ = S Sᵀ the Hessian of the KL in
 signs, gives `u = Jᵀ S ε` with `E[u uᵀ] = Jᵀ Λ J` (as :mod:`bitwright.curvature.gauss_newton` says).
 So the diagonal of a weight is E[u²], and that of a coordinate, whose signs are b, E[⟨b, u⟩²]:
 exact in the α domain, with all interactions inside the group.
+
+Λ is that of the loss which is trained: `T² KL` of answers softened by T has Λ at `outputs / T`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from bitwright.network import join
 
 
 def curvatures(
-    net: Multibit, rows: Sequence[Tensor], *, weights: bool, kind: str = "kl", seed: int = 0
+    net: Multibit,
+    rows: Sequence[Tensor],
+    *,
+    weights: bool,
+    kind: str = "kl",
+    class_axis: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Diagonal of the Gauss-Newton matrix of the mean loss of a row, by layer.
 
@@ -28,7 +37,9 @@ def curvatures(
         net: in the mode it is measured in; its bases and gradients are left as they are.
         rows: batches; each is one direction.
         weights: of the weights, [G, n]; else of the coordinates, [G, I].
-        kind: `kl` of logits on axis 1, or `squared`.
+        kind: `kl` of logits, or `squared`.
+        class_axis: of the classes in the outputs.
+        temperature: T; of `kl` alone.
         seed: of the random signs.
 
     Returns:
@@ -40,8 +51,8 @@ def curvatures(
     for batch in rows:
         with torch.enable_grad():
             outputs = join(net.run(held, batch))
-            numbers = flatten(outputs, kind, 1)
-        block, _ = output_hessian(kind, outputs.detach(), None, 1)
+            numbers = flatten(outputs, kind, class_axis)
+        block, _ = output_hessian(kind, outputs.detach() / temperature, None, class_axis)
         signs = torch.randint(0, 2, numbers.shape, generator=generator) * 2.0 - 1
         found = torch.autograd.grad(numbers, list(held.values()), block.random(signs))
         for name, gradient in zip(held, found, strict=True):

@@ -127,7 +127,10 @@ class LossAware:
 
         Args:
             spare_bits, share: see :func:`bitwright.multibit.prune.least`.
-            curvature: of the coordinates, in the place of AMSGrad's.
+            curvature: H of the coordinates in the place of AMSGrad's. The model is then
+                `½ (H + H̄) α²`: without the gradient, the noise of a few steps, which a curvature
+                of the loss itself does not outweigh as √v̂/η does; and with H̄, the mean of a layer,
+                since large changes move what tiny curvatures say nothing of.
 
         Raises:
             ValueError: in the domain of bases, or before the first step.
@@ -136,8 +139,12 @@ class LossAware:
             raise ValueError("pruning takes statistics of coordinates: take a step of them first")
         models = self.models()
         if curvature is not None:
-            models = {n: Quadratic(m.gradient, curvature[n]) for n, m in models.items()}
+            models = {name: self._damped(name, given) for name, given in curvature.items()}
         return prune(self.net, models, spare_bits, share)
+
+    def _damped(self, name: str, given: Tensor) -> Quadratic:
+        mean = given[self.net[name].alpha > 0].mean()
+        return Quadratic(torch.zeros_like(given), given + mean)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors by name that :meth:`restore` takes."""

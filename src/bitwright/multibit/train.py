@@ -51,6 +51,8 @@ class Recipe:
         other_rate: of biases and batch-norm. All rates fall linearly over the steps, to zero.
         share: of a layer's coordinates that one removal may take.
         curvature: `amsgrad`, or `gauss-newton` for the importance of coordinates.
+        kind, class_axis, temperature: of the loss that `gauss-newton` is the curvature of: `kl`,
+            also for cross-entropy, of answers softened by a temperature, or `squared`.
         seed: of the order of rows and of their changes.
     """
 
@@ -68,6 +70,9 @@ class Recipe:
     other_rate: float = 1e-3
     share: float = 0.1
     curvature: str = "amsgrad"
+    kind: str = "kl"
+    class_axis: int = 1
+    temperature: float = 1.0
     seed: int = 0
 
     def epochs(self) -> list[tuple[str, int, bool]]:
@@ -285,8 +290,16 @@ class _Removal:
         self._remove(optimizer, coordinate_bits(net) - now, self.run.recipe.share)
 
     def _remove(self, optimizer: LossAware, spare: float, share: float) -> int:
-        net, found = self.run.net, None
-        if self.run.recipe.curvature == "gauss-newton":
+        net, r, found = self.run.net, self.run.recipe, None
+        if r.curvature == "gauss-newton":
             with evaluating(net):  # batch-norm's statistics are not to move, nor rows to be mixed
-                found = curvatures(net, self.rows, weights=False, seed=self.run.recipe.seed)
+                found = curvatures(
+                    net,
+                    self.rows,
+                    weights=False,
+                    kind=r.kind,
+                    class_axis=r.class_axis,
+                    temperature=r.temperature,
+                    seed=r.seed,
+                )
         return optimizer.prune(spare, share, curvature=found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitwright.errors import BitwrightError
-from bitwright.files import put
+from bitwright.files import made, put
 from bitwright.multibit import Recipe, convert, float_weights, prepare, train
 from bitwright.network import join
 from bitwright.pipeline.judge import Judgement, answers_of, judge
@@ -85,26 +85,27 @@ def train_multibit(
     """
     if settings.labels and task.calibration_labels is None:
         raise BitwrightError("--labels: the data has none; leave it out to learn from the model")
-    out.mkdir(parents=True, exist_ok=True)
-    x, r = task.calibration, settings.recipe
+    x, soft = task.calibration, _temperature(task, settings)
+    r = replace(settings.recipe, kind=task.divergence, class_axis=task.class_axis, temperature=soft)
     net = prepare(task.model, x, groups=settings.groups, size=settings.size,
                   most=settings.most, skip=settings.skip,
                   activation_bases=settings.activation_bases)  # fmt: skip
     many = len(r.epochs())
     asked = {name: value for name, value in asdict(settings).items() if name != "recipe"}
-    history = train(
-        net,
-        x,
-        task.calibration_labels if settings.labels else None,
-        r,
-        loss=_loss(task, settings),
-        teacher=None if settings.labels else lambda rows: join(task.model(rows)),
-        augment=augment.parse(settings.augment) if settings.augment else None,
-        floats=float_weights(task.model, net) if settings.from_float else None,
-        checkpoint=out / "training.safetensors",
-        identity={**asked, "divergence": task.divergence, "class_axis": task.class_axis},
-        progress=lambda line: progress("multi-bit", line["epoch"] / many),
-    )
+    with made(out):
+        history = train(
+            net,
+            x,
+            task.calibration_labels if settings.labels else None,
+            r,
+            loss=_loss(task, settings),
+            teacher=None if settings.labels else lambda rows: join(task.model(rows)),
+            augment=augment.parse(settings.augment) if settings.augment else None,
+            floats=float_weights(task.model, net) if settings.from_float else None,
+            checkpoint=out / "training.safetensors",
+            identity={**asked, "divergence": task.divergence, "class_axis": task.class_axis},
+            progress=lambda line: progress("multi-bit", line["epoch"] / many),
+        )
     found = convert(net, out, {"preprocessing": task.preprocessing})
     judgement = None
     if task.test is not None:
@@ -119,10 +120,14 @@ def train_multibit(
     return MultibitResult(found.average_bits, sizes, judgement, history)
 
 
+def _temperature(task: Task, settings: MultibitSettings) -> float:
+    return 1.0 if settings.labels or task.divergence != "kl" else settings.temperature
+
+
 def _loss(task: Task, settings: MultibitSettings) -> Callable[[Tensor, Tensor], Tensor]:
     if settings.labels:
         return task.loss or F.cross_entropy
-    soft = settings.temperature if task.divergence == "kl" else 1.0
+    soft = _temperature(task, settings)
 
     def softened(found: Tensor, wanted: Tensor) -> Tensor:
         kind, axis = task.divergence, task.class_axis
