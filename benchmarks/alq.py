@@ -25,7 +25,17 @@ import harness
 import torch
 from alq_choice import choice
 from alq_kernels import kernels
-from alq_networks import Case, accuracy, answers, embedded, lenet, resnet20, softened, vgg
+from alq_networks import (
+    TEMPERATURE,
+    Case,
+    accuracy,
+    answers,
+    embedded,
+    lenet,
+    resnet20,
+    softened,
+    vgg,
+)
 from harness import Rows
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -60,6 +70,7 @@ def multibit(
     x, y = case.arrays["train_x"], case.arrays["train_y"]
     net = prepare(case.model, x[:256], size=size, most=most, activation_bases=activation_bases)
     learn: dict[str, Any] = {} if labels else {"loss": softened, "teacher": case.model}
+    recipe = recipe if labels else replace(recipe, temperature=TEMPERATURE)
     history = train(net, x, y if labels else None, recipe, augment=case.augment,
                     checkpoint=CACHE / f"alq-{key}.safetensors",
                     floats=float_weights(case.model, net) if from_float else None,
