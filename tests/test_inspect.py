@@ -216,6 +216,16 @@ def test_another_file_is_one_line(
     assert str(path) in err
 
 
+@pytest.mark.parametrize("content", [b'{"title": "x", "methods": []}', b"[1]", b"3"])
+def test_json_of_another_kind_is_said_to_be_no_plan(content: bytes, tmp_path: Path):
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(BitwrightError, match=r"summary\.json is no plan; .* plan\.json alone"):
+        inspection.inspect(tmp_path / "summary.json")
+    with pytest.raises(BitwrightError, match="schema 9"):
+        (tmp_path / "summary.json").write_bytes(b'{"schema": 9, "bits": {}}')
+        inspection.inspect(tmp_path / "summary.json")
+
+
 def test_no_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     os.mkfifo(tmp_path / "model.onnx")
     for name in ("nothing.onnx", "model.onnx", "."):

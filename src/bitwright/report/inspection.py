@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from bitwright.errors import BitwrightError
 from bitwright.quantize import coordinate_bytes
 
 Value = str | int | float
+PLAN_PARTS = ("choices", "bits", "cost_bits", "budget_bits")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def kind_of(path: Path) -> str:
     if path.suffix == ".onnx":
         return "onnx"
     if path.suffix == ".json":
+        if _another_json(path):
+            raise BitwrightError(f"{path} is no plan; of JSON files inspect reads plan.json alone")
         return "plan"
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
@@ -77,6 +81,15 @@ def kind_of(path: Path) -> str:
         f"{path} is no file of bitwright by its name; give a model.safetensors, model.onnx, "
         "plan.json or sensitivity.safetensors"
     )
+
+
+def _another_json(path: Path) -> bool:
+    """Whether a file is sound JSON without anything that a plan has."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False  # a damaged plan, perhaps: its reader says where
+    return not isinstance(found, dict) or found.keys().isdisjoint(PLAN_PARTS)
 
 
 def _artefact(path: Path) -> Inspection:
