@@ -104,7 +104,14 @@ def test_a_loader_does_as_well_and_the_caller_keeps_all(made: bitwright.Result, 
     # labels change nothing but what is judged
     assert again.judgement.metric is not None
     assert tiny.digests(tmp_path / "run") == tiny.digests(made.folder)
-    assert {s for s, _ in seen} >= {"preflight", "measure", "quantize", "export", "report"}
+    assert {s for s, _ in seen} >= {
+        "preflight",
+        "measure",
+        "search",
+        "quantize",
+        "export",
+        "report",
+    }
     assert all(0 <= f <= 1 for _, f in seen)
 
 

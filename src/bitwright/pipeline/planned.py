@@ -169,6 +169,7 @@ class Planned(Gridded):
         if self._searched:
             self.learning = self._read_learning(key)
             return _read_plan(path, self.bench)
+        self.progress("search", 0.0)
         with self.store.stage("search", key, path.name):
             budget_bits = self._budget_bits()
             if METHODS[self.settings.method].search:
@@ -179,6 +180,7 @@ class Planned(Gridded):
             else:
                 found = solve(self.bench, self.settings.method, budget_bits)
             put(path, plans.to_json(found))
+        self.progress("search", 1.0)
         return _read_plan(path, self.bench)
 
     @cached_property
