@@ -1,6 +1,7 @@
 """Adaptive loss-aware multi-bit networks (ALQ): weights as few signed bases, trained as such."""
 
 from bitwright.multibit.artefact import load
+from bitwright.multibit.binary import BinaryLinear
 from bitwright.multibit.files import convert
 from bitwright.multibit.gauss_newton import curvatures
 from bitwright.multibit.net import Multibit, float_weights, prepare
@@ -10,6 +11,7 @@ from bitwright.multibit.straight import StraightThrough
 from bitwright.multibit.train import Recipe, train
 
 __all__ = [
+    "BinaryLinear",
     "LossAware",
     "Multibit",
     "Recipe",

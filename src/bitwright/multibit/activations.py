@@ -251,11 +251,16 @@ def insert(network: Network, inputs: Mapping[str, Activations]) -> Network:
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain that :func:`insert` made: x at `source` becomes x̂ at `last`, of these values."""
+    """One chain that :func:`insert` made: x at `source` becomes x̂ at `last`.
+
+    Attributes:
+        values: falling; middles: between them.
+    """
 
     source: Node
     last: Node
     values: tuple[float, ...]
+    middles: tuple[float, ...]
 
 
 def chains(network: Network) -> list[Chain]:
@@ -265,11 +270,13 @@ def chains(network: Network) -> list[Chain]:
     for node in network.module.graph.nodes:
         if node.name not in calls:
             continue
-        values: list[float] = []
+        values, middles = list[float](), list[float]()
         step = last = node.args[0]
         while step.target is aten.masked_fill.Scalar:
             values.append(float(step.args[2]))
+            middles.append(float(step.args[1].args[1]))
             step = step.args[0]
         if values:
-            found.append(Chain(step, last, tuple(values)))
+            # the first two values have one middle, that the chain begins with
+            found.append(Chain(step, last, tuple(values), tuple(middles[:-1])))
     return found
