@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 #: without -x: the first run goes on
 WORDS = ["-q", "-m", "not slow and not data", "-p", "no:cacheprovider", "--no-header", "--tb=no",
          "-p", "_hypothesis_pytestplugin"]  # fmt: skip
-OWN = ("bitwright", "tests", "pipeline", "conftest", "mutants", "small", "pair")
 
 
 def forked(job: Callable[[], int], cpu_s: float, wall_s: float) -> tuple[str, float]:
@@ -198,6 +197,15 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _ours(module: Any) -> bool:
+    """Whether a module lies in this repository's own folders, or is a folder without a file."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return True
+    places = (ROOT / name for name in ("src", "tests", "benchmarks", "docs"))
+    return any(Path(file).resolve().is_relative_to(place) for place in places)
+
+
 def warm(paths: list[str]) -> None:
     """Import here what the tests of `paths` import from others."""
     scratch = ROOT / "build" / "mutants"
@@ -207,16 +215,18 @@ def warm(paths: list[str]) -> None:
     def look() -> int:
         _settle(ROOT / "src", scratch / "warm.log")
         pytest.main([*WORDS, "--collect-only", *paths])
-        theirs = [n for n in sys.modules if n.partition(".")[0] not in OWN]
+        theirs = [n for n, module in sys.modules.items() if not _ours(module)]
         names.write_text("\n".join(theirs))
         return 0
 
     forked(look, 600, 3600)
     for name in names.read_text().splitlines():
-        if name.startswith(("test_", "__", "benchmarks", "examples")) or "drills" in name:
+        if name.startswith("__"):
             continue
         with contextlib.suppress(BaseException):
             importlib.import_module(name)
+    if "bitwright" in sys.modules:  # forks would not import the copy that they are to test
+        raise RuntimeError("the package is imported where nothing but others' modules should be")
     gc.collect()
     gc.freeze()
 

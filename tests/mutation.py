@@ -21,7 +21,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import forked_tests
@@ -233,13 +233,16 @@ def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, i
     return said, seconds, len(tests)
 
 
-def unchanged(copied: Path, chosen: list[Mutant], reached: Reached) -> None:
-    """Refuse to count if the tests of a mutant fail on the copy without it too."""
+def checked(copied: Path, chosen: list[Mutant], reached: Reached) -> None:
+    """Refuse to count if the tests of a mutant fail on the copy without it, or pass on a ruin."""
     for mutant in {m.file.parts[0]: m for m in chosen}.values():  # one of each package
         tests = reached.tests(str(mutant.file), range(mutant.lines[0], mutant.lines[1] + 1))
         code, _ = forked_tests.fails(copied, tests, [SIGNATURES], reached.seconds(tests))
         if code != "0":
             raise RuntimeError(f"tests of {mutant.file} fail on the copy of the package ({code})")
+        ruin = replace(mutant, source="raise RuntimeError('a mutant that nothing survives')")
+        if tried(ruin, copied, reached)[0] != "killed":
+            raise RuntimeError(f"tests of {mutant.file} do not look at the copy of the package")
 
 
 def main() -> None:
@@ -268,7 +271,7 @@ def main() -> None:
     count = dict.fromkeys(("killed", "timeout", "survived"), 0)
     with tempfile.TemporaryDirectory() as scratch:
         copied = forked_tests.copied(Path(scratch))
-        unchanged(copied, chosen, reached)
+        checked(copied, chosen, reached)
         for mutant in chosen:
             row = done.get((mutant.name, mutant.digest))
             if row is None or (given.again and row["outcome"] == "survived"):

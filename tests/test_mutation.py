@@ -6,11 +6,13 @@ import ast
 import os
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import forked_tests
 import mutation
 from forked_tests import Piece, Reached, digest, forked
 
@@ -103,3 +105,29 @@ def test_lines_of_a_file_that_has_changed_are_not_trusted():
 def test_a_fork_says_how_it_ended(job: Callable[[], int], said: str):
     found, seconds = forked(job, 100, 0.5 if said == "timeout" else 60)
     assert found == said and seconds < 50
+
+
+def test_modules_of_ours_are_not_taken_along_into_forks():
+    import benchmarks
+
+    package = types.ModuleType("bitwright")
+    package.__file__ = str(forked_tests.ROOT / "src" / "bitwright" / "__init__.py")
+    assert all(forked_tests._ours(m) for m in (mutation, forked_tests, package, benchmarks))
+    assert not forked_tests._ours(pytest) and not forked_tests._ours(ast)
+
+
+@pytest.mark.parametrize(
+    ("whole", "ruined", "says"),
+    [("1", "killed", "fail on the copy"), ("0", "survived", "do not look at the copy")],
+)
+def test_nothing_is_counted_unless_the_copy_is_what_is_tested(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: str, ruined: str, says: str
+):
+    mutants = mutation.drawn(2, 0, ("arith",))
+    monkeypatch.setattr(forked_tests, "fails", lambda *_: (whole, 0.0))
+    monkeypatch.setattr(mutation, "tried", lambda *_: (ruined, 0.0, 1))
+    with pytest.raises(RuntimeError, match=says):
+        mutation.checked(tmp_path, mutants, Reached([]))
+    monkeypatch.setattr(forked_tests, "fails", lambda *_: ("0", 0.0))
+    monkeypatch.setattr(mutation, "tried", lambda *_: ("killed", 0.0, 1))
+    mutation.checked(tmp_path, mutants, Reached([]))

@@ -36,12 +36,12 @@ def put(path: Path, content: bytes | str) -> Path:
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
     """Make a folder; if the body fails and has left nothing in it, it is gone again."""
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        if new:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,51 @@ def test_a_target_below_what_counts_take_is_refused_and_one_just_above_ends():
     assert all(int((net[name].alpha > 0).sum()) == 0 for name in net.names)
 
 
+def test_short_epochs_turn_signs_and_remove_little_at_once(monkeypatch: pytest.MonkeyPatch):
+    net, shares = net_of(), []
+    real = LossAware.prune
+
+    def watched(self: LossAware, spare: float, share: float = 1.0, **options: Any) -> int:
+        shares.append((self.steps, share))
+        return real(self, spare, share, **options)
+
+    monkeypatch.setattr(LossAware, "prune", watched)
+    history = train(net, *rows(112), replace(RECIPE, loops=1, bases_rate=1.0))  # seven steps
+    turned = next(line["turned"] for line in history if line["what"] == "bases")
+    assert turned > 0
+    assert {steps for steps, share in shares if share < 1} == {2, 3, 4, 5, 6}
+    assert {steps for steps, share in shares if share == 1} <= {7}
+
+
+def test_each_removal_measures_other_rows_in_other_directions(monkeypatch: pytest.MonkeyPatch):
+    module = importlib.import_module("bitwright.multibit.train")
+    seen: list[tuple[tuple[float, ...], int]] = []
+    real = module.curvatures
+
+    def watched(net: Multibit, batches: Any, **options: Any) -> Any:
+        found = torch.cat(list(batches))
+        seen.append((tuple(found.flatten(1).sum(1).tolist()), options["seed"]))
+        return real(net, batches, **options)
+
+    monkeypatch.setattr(module, "curvatures", watched)
+    x, y = rows(400)
+    recipe = replace(RECIPE, loops=2, batch=8, curvature="gauss-newton")
+    history = train(net_of(), x, y, recipe)
+    assert len({seed for _, seed in seen}) > 10 and len({r for r, _ in seen}) > 10
+    assert all(len(sums) == 16 * 8 for sums, _ in seen)
+    first, seen = seen[:], []
+    assert train(net_of(), x, y, recipe) == history and seen == first
+
+
+def test_loops_after_everything_is_gone_end():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 1))
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    net = prepare(model, x, size=64, most=1)
+    recipe = Recipe(1.2, loops=3, straight=0, final=0, batch=4)
+    history = train(net, x, None, recipe, loss=torch.nn.functional.mse_loss, teacher=model)
+    assert history[-1]["bits"] <= 1.2
+
+
 def test_measuring_curvature_takes_any_number_of_rows_and_moves_no_statistics():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 24), torch.nn.BatchNorm1d(24), torch.nn.ReLU(),
@@ -206,6 +252,10 @@ def test_a_teacher_takes_the_place_of_labels():
         ({"bits": 50.0}, "give less than the [0-9.]+ of the beginning"),
         ({"batch": 1000}, "batch of 1000"),
         ({"batch": 0}, "batch is 0; give 1 or more"),
+        ({"rate": 0.0}, "^rate is 0.0; give a number above 0"),
+        ({"share": float("inf")}, "share is inf"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"kind": "other"}, "kind 'other' is unknown; use kl or squared"),
         ({"prune": 0}, "prune is 0; give 1 or more"),
         ({"loops": 0}, "loops is 0; give 1 or more"),
         ({"straight": -1}, "straight is -1; give 0 or more"),

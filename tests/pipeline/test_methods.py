@@ -85,6 +85,9 @@ def test_scores_are_kept_and_change_the_plan(start: Any):
     assert start(score="actual-error", budget="2bit").plan.cost < plan.cost
     assert found.read_bytes() == content
     run = start(score="fisher")  # has the labels it needs
+    other = Run(tiny.task(calibration_labels=run.task.calibration_labels.flip(0)), run.settings,
+                run.folder)  # fmt: skip
+    assert other._search_key != run._search_key, "with other labels another plan"
     assert run.plan.cost <= plan.budget and run.within_error is None
     with pytest.raises(BitwrightError, match="score 'Trace' is unknown; use trace, eigenvalue"):
         start(score="Trace")

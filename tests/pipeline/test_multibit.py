@@ -83,7 +83,7 @@ def test_bad_groups_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Captu
     [
         (("--bits", "1.5"), "another training (bits)"),
         (("--temperature", "2"), "another training (temperature)"),
-        (("--labels",), "another training (labels, teacher)"),
+        (("--labels",), "another training (labels, temperature, teacher)"),
         (("--most", "4"), "another training (most, starting weights)"),
     ],
 )
@@ -108,6 +108,11 @@ def test_a_changed_option_does_not_go_on_from_the_training_in_the_folder(
         ("--most", "9", "1 to 8 bases, not 9"),
         ("--loops", "0", "loops is 0; give 1 or more"),
         ("--bits", "50", "50.0 bits a weight is no target"),
+        ("--temperature", "0", "temperature is 0.0; give a number above 0"),
+        ("--rate", "-0.01", "rate is -0.01; give a number above 0"),
+        ("--straight-rate", "nan", "straight_rate is nan; give a number above 0"),
+        ("--final", "-1", "final is -1; give 0 or more"),
+        ("--skip", "nosuch", "--skip nosuch matches no layer"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused_in_one_line(
@@ -148,3 +153,33 @@ def test_curvature_is_that_of_the_loss_that_is_trained(
     task = tiny.task(**changes)
     train_multibit(task, MultibitSettings(recipe, {}, most=4, **settings), tmp_path / "run")
     assert set(asked) == {wanted}
+
+
+def test_labels_are_learnt_by_the_tasks_own_loss(tmp_path: Path):
+    recipe = multibit.Recipe(3.0, loops=1, straight=0, final=0, batch=16)
+    settings = MultibitSettings(recipe, {}, most=4, labels=True)
+    x = tiny.rows(80)
+    wanted = tiny.network()(x).detach() + 0.01
+    task = tiny.task(calibration_labels=wanted, divergence="squared", test=None, test_labels=None)
+    found = train_multibit(task, settings, tmp_path / "squared")
+    assert all(line["loss"] < 5 for line in found.history[1:]), "squares, not cross-entropy"
+    axis = tiny.task(class_axis=-1)
+    by_axis = train_multibit(axis, settings, tmp_path / "axis").history
+    assert by_axis == train_multibit(tiny.task(), settings, tmp_path / "one").history
+
+
+def test_the_network_is_prepared_with_rows_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import bitwright.pipeline.multibit as stage
+
+    seen = []
+    monkeypatch.setattr(stage, "EXAMPLES", 20)
+    monkeypatch.setattr(
+        stage, "prepare", lambda model, x, **o: seen.append(x) or multibit.prepare(model, x, **o)
+    )
+    recipe = multibit.Recipe(3.0, loops=1, straight=0, final=0, batch=16)
+    task = tiny.task()
+    train_multibit(task, MultibitSettings(recipe, {}, most=4), tmp_path / "run")
+    places = [int((task.calibration == row).flatten(1).all(1).nonzero()[0]) for row in seen[0]]
+    assert len(set(places)) == 20 and max(places) > 60 and min(places) < 20

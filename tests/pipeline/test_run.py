@@ -106,8 +106,13 @@ def test_what_is_known_of_a_finished_run_is_not_found_out_again(start: Any):
     assert other["channels"].judgement.kl != rows["channels"].judgement.kl
     wrong = again(test_labels=(first.task.test_labels + 1) % 4).judgements
     assert wrong["float"].judgement.metric == 0 and rows["float"].judgement.metric == 1
+    plan = first.store.path("plan.json")
+    text = plan.read_text()
+    plan.write_text(text.replace('"channels"', '"layers"'))
+    assert "layers" in again().judgements, "named as the plan says now"
+    plan.write_text(text)
     for value in (0.25, 0.75):  # no key knows what a function computes
-        found = again(metric=lambda answers, labels, value=value: value).judgements
+        found = again(metric=lambda answers, labels, value=value: torch.tensor(value)).judgements
         assert found["float"].judgement.metric == value
     path = first.store.path("judge.json")
     assert again().judgements["float"].judgement.metric == 1

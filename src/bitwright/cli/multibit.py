@@ -51,6 +51,8 @@ def train_multibit(
     ] = False,
     batch: Annotated[int, typer.Option(help="Rows in a step.")] = 128,
     rate: Annotated[float, typer.Option(help="Of coordinates, relative to their mean.")] = 1e-2,
+    straight_rate: Annotated[float, typer.Option(help="Of straight-through epochs.")] = 1e-2,
+    final: Annotated[int, typer.Option(help="Epochs of coordinates after all.")] = 1,
     augment: Augment = None,
     temperature: Temperature = 4.0,
     skip: Skip = None,
@@ -64,7 +66,8 @@ def train_multibit(
 
     given = locals()
     recipe = Recipe(bits=bits, loops=loops, bases=epochs, coordinates=epochs, straight=straight,
-                    batch=batch, rate=rate, curvature=curvature, seed=seed)  # fmt: skip
+                    final=final, batch=batch, rate=rate, straight_rate=straight_rate,
+                    curvature=curvature, seed=seed)  # fmt: skip
     groups = dict(g.partition("=")[::2] for g in group or ())
     settings = MultibitSettings(recipe, groups, size, most, tuple(skip or ()), labels,
                                 temperature, augment, activation_bases, from_float)  # fmt: skip

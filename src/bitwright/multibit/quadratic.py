@@ -6,7 +6,7 @@
     g = m / (1 − β₁ᵗ) ,   H = √(v̂ / (1 − β₂ᵗ)) / η ,   v̂ = the largest v so far,
 
 so that a step of `−g/H` is AMSGrad's with rate η. Our own step beyond the paper takes H from the
-Gauss-Newton matrix instead (:mod:`bitwright.multibit.gauss_newton`), with the same g.
+Gauss-Newton matrix (:mod:`bitwright.multibit.gauss_newton`); pruning then leaves g out.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from bitwright.multibit.prune import prune
 from bitwright.multibit.quadratic import BETAS, Moments, Quadratic
 
 DOMAINS = ("coordinates", "bases")
-#: steps before bases move, and coordinates go: AMSGrad's first steps are signs of gradients alone,
-#: each as long as the rate lets them be
+#: steps before bases move, and coordinates go, in a long stage: AMSGrad's first steps are signs of
+#: gradients alone, each as long as the rate lets them be
 SETTLE = 10
 
 
@@ -37,8 +37,10 @@ class LossAware:
         domain: `coordinates` or `bases`.
         rate: η; of coordinates and of bases relative to the mean size of a layer's weights.
         other_rate: of the parameters that are no bases.
+        settle: steps of statistics before bases move.
         curvature: H by layer in place of AMSGrad's, of the coordinates' shape or the weights'; see
-            :func:`bitwright.multibit.gauss_newton.curvatures`. Then rate 1 is a Newton step.
+            :func:`bitwright.multibit.gauss_newton.curvatures`. Then rate 1 is
+            a damped Newton step, `−g / (H + H̄)`.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class LossAware:
         rate: float = 1e-2,
         *,
         other_rate: float = 1e-3,
+        settle: int = SETTLE,
         curvature: Mapping[str, Tensor] | None = None,
     ) -> None:
         if domain not in DOMAINS:
             raise ValueError(f"domain {domain!r} is unknown; use {' or '.join(DOMAINS)}")
         self.net, self.domain, self.rate, self.curvature = net, domain, rate, curvature
-        self._whole = rate, other_rate
+        self._whole, self.settle = (rate, other_rate), settle
         self.moments = {name: Moments() for name in net.names}
         others = net.others()
         self.others = (
@@ -101,7 +104,7 @@ class LossAware:
             if self.domain == "coordinates":
                 gradient = projected(gradient, layer.codes, layer.alpha.shape[1])
             self.moments[name].add(gradient)
-        settled = self.domain == "coordinates" or self.steps > SETTLE
+        settled = self.domain == "coordinates" or self.steps > self.settle
         for name, model in (self.models() if settled else {}).items():
             layer = self.net[name]
             if self.domain == "bases":
@@ -137,8 +140,9 @@ class LossAware:
         """
         if self.domain != "coordinates" or not all(m.steps for m in self.moments.values()):
             raise ValueError("pruning takes statistics of coordinates: take a step of them first")
-        models = self.models()
-        if curvature is not None:
+        if curvature is None:
+            models = self.models()
+        else:
             models = {name: self._damped(name, given) for name, given in curvature.items()}
         return prune(self.net, models, spare_bits, share)
 

@@ -4,11 +4,12 @@ Each outer loop removes coordinates down to its share of the way, then optimizes
 coordinates; after the last one, optionally, straight-through epochs with a float copy and once more
 coordinates. Stored bits a weight fall geometrically over the loops, and within a loop over the
 steps of its pruning: no step removes much. Where an epoch ends, all of the state is in the
-checkpoint.
+checkpoint. The first third of a stage's epoch, or ten steps, gathers statistics alone.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,9 +30,11 @@ from bitwright.multibit.straight import StraightThrough
 from bitwright.network import evaluating, join
 
 CURVATURES = ("amsgrad", "gauss-newton")
+KINDS = ("kl", "squared")
 #: of a recipe's numbers; without pruning no bits would fall
 _LEAST = {"loops": 1, "prune": 1, "bases": 0, "coordinates": 0, "straight": 0, "final": 0,
           "batch": 1}  # fmt: skip
+_POSITIVE = ("rate", "straight_rate", "bases_rate", "other_rate", "share", "temperature")
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,14 @@ def train(
         said = {**asdict(recipe), **(identity or {})}
         of = kept.identity(net, (x, y), teacher, floats, said)
     if checkpoint is not None and checkpoint.is_file():
-        run = _resumed(run, checkpoint, of, plan)
+        run = _resumed(run, checkpoint, of, plan, len(x) // recipe.batch)
     else:
         _check_target(net, recipe)
         run.history.append({"epoch": 0, "what": "start", "loop": 0, "bits": net.average_bits()})
     for at in range(len(run.history) - 1, len(plan)):
         what, loop, fresh = plan[at]
         if fresh or run.optimizer is None:
-            run.optimizer = _optimizer(run, what)
+            run.optimizer = _optimizer(run, what, len(x) // recipe.batch)
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
             torch.manual_seed(random.Random(f"{recipe.seed} {at}").getrandbits(63))
             line = _epoch(run, (x, y), what, loop, (loss, teacher, augment))
@@ -179,6 +182,11 @@ def _check(net: Multibit, x: Tensor, y: Tensor | None, teacher: object, recipe: 
     for name, least in _LEAST.items():
         if (given := getattr(recipe, name)) < least:
             raise BitwrightError(f"{name} is {given}; give {least} or more")
+    for name in _POSITIVE:
+        if not 0 < (number := getattr(recipe, name)) < math.inf:
+            raise BitwrightError(f"{name} is {number}; give a number above 0")
+    if recipe.kind not in KINDS:
+        raise BitwrightError(f"kind {recipe.kind!r} is unknown; use {' or '.join(KINDS)}")
     if len(x) < recipe.batch:
         raise BitwrightError(f"{len(x)} rows are less than a batch of {recipe.batch}")
 
@@ -192,16 +200,18 @@ def _check_target(net: Multibit, recipe: Recipe) -> None:
         )
 
 
-def _resumed(run: _Run, path: Path, of: kept.Identity, plan: list[tuple[str, int, bool]]) -> _Run:
+def _resumed(
+    run: _Run, path: Path, of: kept.Identity, plan: list[tuple[str, int, bool]], steps: int
+) -> _Run:
     state, run.history = kept.load(path, of, run.net, run.generator)
     done = len(run.history) - 1
     if done < len(plan) and not plan[done][2]:
-        run.optimizer = _optimizer(run, plan[done][0])
+        run.optimizer = _optimizer(run, plan[done][0], steps)
         run.optimizer.restore(state)
     return run
 
 
-def _optimizer(run: _Run, what: str) -> LossAware | StraightThrough:
+def _optimizer(run: _Run, what: str, steps: int) -> LossAware | StraightThrough:
     net, r = run.net, run.recipe
     if what == "straight":
         return StraightThrough(
@@ -213,7 +223,8 @@ def _optimizer(run: _Run, what: str) -> LossAware | StraightThrough:
         )
     domain = "bases" if what == "bases" else "coordinates"
     rate = r.bases_rate if what == "bases" else r.rate
-    return LossAware(net, domain, rate, other_rate=r.other_rate)
+    settle = min(SETTLE, steps // 3)
+    return LossAware(net, domain, rate, other_rate=r.other_rate, settle=settle)
 
 
 def _epoch(
@@ -229,7 +240,7 @@ def _epoch(
     net.train()
     order = torch.randperm(len(x), generator=run.generator)
     steps = len(x) // r.batch
-    removal = _Removal(run, loop, steps, x) if what == "prune" else None
+    removal = _Removal(run, steps, x) if what == "prune" else None
     codes = {name: net[name].codes.clone() for name in net.names}
     total = torch.zeros(())
     assert run.optimizer is not None
@@ -262,44 +273,48 @@ def _epoch(
 class _Removal:
     """Removes coordinates step by step down to the bits of a loop."""
 
-    def __init__(self, run: _Run, loop: int, steps: int, x: Tensor) -> None:
+    def __init__(self, run: _Run, steps: int, x: Tensor) -> None:
         first, r = run.history[0]["bits"], run.recipe
-        self.run, self.steps = run, steps
+        assert isinstance(run.optimizer, LossAware)
+        self.run, self.steps, self.x = run, steps, x
+        self.optimizer = run.optimizer
         epochs = r.loops * max(1, r.prune)
         done = sum(line["what"] == "prune" for line in run.history) + 1
         self.goal = first * (min(r.bits, first) / first) ** (done / epochs)
         self.start = coordinate_bits(run.net)
-        self.every = max(1, (steps - SETTLE) // 40)
-        if r.curvature == "gauss-newton" and isinstance(run.optimizer, LossAware):
-            self.rows = x[: 16 * r.batch].split(r.batch)
+        self.every = max(1, (steps - self.optimizer.settle) // 40)
 
     def __call__(self, step: int) -> None:
         done = step + 1
-        if done != self.steps and (done < SETTLE or done % self.every):
+        if not self.start:
+            return  # an earlier loop has removed everything
+        if done != self.steps and (done < self.optimizer.settle or done % self.every):
             return
-        net, optimizer = self.run.net, self.run.optimizer
-        assert isinstance(optimizer, LossAware)
+        net = self.run.net
         if done == self.steps:  # what is left, with the counts as they are stored
             while (over := net.packed().size_bits - self.goal * net.weights) > 0:
-                if not self._remove(optimizer, over, 1.0):
+                if not self._remove(step, over, 1.0):
                     break  # the counts alone are left, which the goal is above but for rounding
             return
         counts = 8 * net.packed().counts.nbytes
         goal = max(1.0, self.goal * net.weights - counts)
         now = self.start * (goal / self.start) ** (done / self.steps)
-        self._remove(optimizer, coordinate_bits(net) - now, self.run.recipe.share)
+        self._remove(step, coordinate_bits(net) - now, self.run.recipe.share)
 
-    def _remove(self, optimizer: LossAware, spare: float, share: float) -> int:
+    def _remove(self, step: int, spare: float, share: float) -> int:
         net, r, found = self.run.net, self.run.recipe, None
         if r.curvature == "gauss-newton":
+            # other rows and directions each time: what one draw is wrong in, the next one is not
+            seed = random.Random(f"{r.seed} {len(self.run.history)} {step}").getrandbits(63)
+            order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed))
             with evaluating(net):  # batch-norm's statistics are not to move, nor rows to be mixed
                 found = curvatures(
                     net,
-                    self.rows,
+                    self.x[order[: 16 * r.batch]].split(r.batch),
                     weights=False,
                     kind=r.kind,
                     class_axis=r.class_axis,
                     temperature=r.temperature,
-                    seed=r.seed,
+                    seed=seed,
                 )
-        return optimizer.prune(spare, share, curvature=found)
+        return self.optimizer.prune(spare, share, curvature=found)

@@ -184,11 +184,19 @@ def build(model: nn.Module, example: Tensor, *, skip: Sequence[str] = ()) -> Net
         skip: names of layers to leave in float (exact, or a prefix ending in `.`).
 
     Raises:
-        BitwrightError: nothing to quantize, or a layer type without a quantized form that `skip`
-            does not name.
+        BitwrightError: nothing to quantize, a layer type without a quantized form that `skip`
+            does not name, or a name in `skip` that no layer has.
     """
     module = capture(model, example)
-    return describe(module, tuple(example.shape[1:]), skip)
+    found = describe(module, tuple(example.shape[1:]), skip)
+    for name in skip:
+        if not any(s == name or (name.endswith(".") and s.startswith(name)) for s in found.skipped):
+            layers = [layer.name for layer in found.layers]
+            raise BitwrightError(
+                f"--skip {name} matches no layer; layers are {', '.join(layers[:6])}"
+                f"{' …' if len(layers) > 6 else ''}"
+            )
+    return found
 
 
 def describe(module: GraphModule, input_shape: tuple[int, ...], skip: Sequence[str]) -> Network:

@@ -72,7 +72,9 @@ def judge(task: Task, reference: Tensor, answers: Tensor) -> Judgement:
     stderr = float(values.std(unbiased=True) / math.sqrt(len(values))) if len(values) > 1 else 0.0
     metric = metric_of(task)
     score = (
-        None if metric is None or task.test_labels is None else metric(answers, task.test_labels)
+        None
+        if metric is None or task.test_labels is None
+        else float(metric(answers, task.test_labels))  # also of a tensor, or NumPy's
     )
     error = lost_error = None
     if score is not None and task.metric is None and task.test_labels is not None:

@@ -97,15 +97,6 @@ class Measured:
         """The captured network, layers that overrides leave in float taken out."""
         skip = self.settings.skip
         found = build(self.task.model, self.calibration, skip=skip)
-        for name in skip:
-            inside = name if name.endswith(".") else name + "."  # a prefix, or a name
-            hit = [s for s in found.skipped if s == name or (inside == name and s.startswith(name))]
-            if not hit:
-                layers = [layer.name for layer in found.layers]
-                raise BitwrightError(
-                    f"--skip {name} matches no layer; layers are {', '.join(layers[:6])}"
-                    f"{' …' if len(layers) > 6 else ''}"
-                )
         named = [layer.name for layer in found.layers]
         floats = float_layers(self.settings.overrides, named)
         if floats:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bitwright.errors import BitwrightError
 from bitwright.files import made, put
@@ -18,8 +17,11 @@ from bitwright.multibit import Recipe, convert, float_weights, prepare, train
 from bitwright.network import join
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.report import falling
-from bitwright.task import Task
+from bitwright.task import Task, loss_of
 from bitwright.train import augment, divergence
+
+#: rows that a network is captured with, and that bases of activations are fitted to
+EXAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,14 @@ def train_multibit(
         raise BitwrightError("--labels: the data has none; leave it out to learn from the model")
     x, soft = task.calibration, _temperature(task, settings)
     r = replace(settings.recipe, kind=task.divergence, class_axis=task.class_axis, temperature=soft)
-    net = prepare(task.model, x, groups=settings.groups, size=settings.size,
+    # drawn, as rows may lie class by class
+    drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(r.seed))
+    net = prepare(task.model, x[drawn[:EXAMPLES]], groups=settings.groups, size=settings.size,
                   most=settings.most, skip=settings.skip,
                   activation_bases=settings.activation_bases)  # fmt: skip
     many = len(r.epochs())
-    asked = {name: value for name, value in asdict(settings).items() if name != "recipe"}
+    in_recipe = ("recipe", "temperature")
+    asked = {name: value for name, value in asdict(settings).items() if name not in in_recipe}
     with made(out):
         history = train(
             net,
@@ -103,7 +108,7 @@ def train_multibit(
             augment=augment.parse(settings.augment) if settings.augment else None,
             floats=float_weights(task.model, net) if settings.from_float else None,
             checkpoint=out / "training.safetensors",
-            identity={**asked, "divergence": task.divergence, "class_axis": task.class_axis},
+            identity=asked,
             progress=lambda line: progress("multi-bit", line["epoch"] / many),
         )
     found = convert(net, out, {"preprocessing": task.preprocessing})
@@ -126,7 +131,7 @@ def _temperature(task: Task, settings: MultibitSettings) -> float:
 
 def _loss(task: Task, settings: MultibitSettings) -> Callable[[Tensor, Tensor], Tensor]:
     if settings.labels:
-        return task.loss or F.cross_entropy
+        return loss_of(task)
     soft = _temperature(task, settings)
 
     def softened(found: Tensor, wanted: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ class Planned(Gridded):
             s.max_drop,
             json.dumps(s.overrides, sort_keys=True),
             (s.evaluations, s.batch) if METHODS[s.method].search else 0,
-            self._labels_key if s.max_drop is not None else "",
+            self._labels_key if s.max_drop is not None or s.score == "fisher" else "",
             *(part for li in self.limits for part in (li.name, li.unit, li.bound, li.cost)),
             "" if self.product is None else self.product.bound,
             *([] if s.sums is None else [s.accumulator, s.accumulator_kind, s.accumulator_mode]),

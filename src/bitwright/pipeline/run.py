@@ -118,6 +118,7 @@ class Run(Built):
         return make_key(
             "judge",
             task.metric is None,
+            self.plan.method,
             self.export_key,
             self._target_bytes or self.plan.budget,
             fingerprint(replace(task, calibration=task.test)),
