@@ -46,6 +46,24 @@ EQUIVALENT: dict[tuple[str, str, int, str], str] = {
         33,
         "1+1",
     ): "one row more or less: only the last axis is looked at",
+    (
+        "curvature/row_squares.py",
+        "size = max(1, _BLOCK // floats)",
+        14,
+        "FloorDiv->Mult",
+    ): "only how many rows are multiplied at once",
+    (
+        "curvature/hutchinson.py",
+        "totals = table.sum((1, 2))",
+        9,
+        "sum->mean",
+    ): "a relative error is the same of a mean",
+    (
+        "allocate/exact.py",
+        "rounding = 1e-12 * (float(np.abs(least).sum()) + float(multipliers @ np.abs(bounds)))",
+        26,
+        "sum->mean",
+    ): "a tolerance for rounding, a hundred times what sums are off by",
 }
 
 COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {

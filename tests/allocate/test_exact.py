@@ -13,6 +13,7 @@ from bitwright import allocate
 from bitwright.allocate import Problem
 from bitwright.allocate.exact import exact, undominated
 from bitwright.allocate.knapsack import _positive
+from bitwright.allocate.multipliers import held
 from mutants import mutant
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12)
@@ -98,3 +99,15 @@ def test_what_costs_anything_has_a_price_and_nothing_else() -> None:
     assert found[1] == 2 and found[2] == 0
     free = _positive(np.zeros(3), costs)
     assert free[:2] * [5, 4] == pytest.approx([1e-9, 1e-9], rel=1e-12) and free[2] == 0
+
+
+def test_a_bound_that_only_the_narrowest_plan_meets_rules_the_rest_out() -> None:
+    rng = np.random.default_rng(0)
+    n, cost = 6, np.cumsum(rng.integers(1, 9, (6, 3)), axis=1)
+    problem = Problem(
+        tuple(f"a[{i}]" for i in range(n)), (1, 2, 3), rng.random((n, 3)), cost,
+        int(cost[:, 0].sum()), np.ones((n, 3), bool), np.arange(n),
+    )  # fmt: skip
+    assert held(problem).allowed.tolist() == [[True, False, False]] * n
+    loose = problem.with_budget(int(cost[:, 0].sum()) + 1)
+    assert held(loose) is loose

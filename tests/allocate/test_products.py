@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from bitwright import allocate
 from bitwright.allocate import Plan, Problem, Product
 from bitwright.allocate import plan as plans
+from bitwright.allocate.joint import Stars
 from bitwright.errors import BitwrightError
 from mutants import mutated
 
@@ -223,3 +224,25 @@ def test_products_are_checked() -> None:
     choice = allocate.knapsack(tied).choice
     assert (choice[::2] == choice[1::2]).all()
     assert allocate.knapsack(tied).loss == pytest.approx(allocate.brute_force(tied).loss)
+
+
+def test_no_single_width_improves_what_several_readers_agree_on() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(12):
+        problem = make(rng, 12, 5, 4, several=True)
+        stars, product = Stars(problem), problem.products[0]
+        price = np.array([0.0, 10.0 ** rng.uniform(-4, -1)])
+        choice = stars.cheapest(price)
+        rows = np.arange(len(choice))
+
+        def cost(which: np.ndarray, rows: np.ndarray = rows, product: Product = product,
+                 problem: Problem = problem, price: np.ndarray = price) -> float:  # fmt: skip
+            loss = np.where(problem.allowed, problem.loss, np.inf)[rows, which].sum()
+            return float(loss + price[1] * product.total(np.array(problem.choices, float)[which]))
+
+        best = cost(choice)
+        for i in rows:
+            for k in range(len(problem.choices)):
+                other = choice.copy()
+                other[i] = k
+                assert cost(other) >= best * (1 - 1e-12)

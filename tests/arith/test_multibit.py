@@ -141,3 +141,18 @@ def test_projection_is_the_chain_rule():
     ).sum().backward()
     found = multibit.projected(gradient, codes.to(torch.uint8), 3)
     assert alpha.grad is not None and torch.allclose(found, alpha.grad, atol=1e-5)
+
+
+def test_where_a_group_needs_no_more_bases_does_not_depend_on_its_size():
+    weight = drawn(40, 16)
+    counts = [(multibit.sketch(s * weight, 6, tolerance=0.02).alpha > 0).sum(1) for s in (1, 256)]
+    assert torch.equal(*counts) and len(counts[0].unique()) > 1
+    for few, group in zip(counts[0].tolist(), weight, strict=True):
+        left = [
+            float(multibit.squared_error(multibit.sketch(group[None], k), group[None]))
+            for k in (few - 1, few)
+            if k
+        ]
+        whole = 0.02 * float(group.square().sum())
+        assert left[-1] <= whole or few == 6
+        assert all(error > whole for error in left[:-1])

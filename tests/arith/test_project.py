@@ -79,3 +79,10 @@ def test_codes_within_keep_rows_that_fit_and_grids_without_a_zero():
     narrow = codes_within(scaled, grid, within=(0, 255), accumulator=accumulator)
     assert torch.equal(narrow[:2], scaled[:2].round())  # 1 · 255; the second is not looked at
     assert narrow[2].tolist() == [128 + 8, 128 - 8, 128]  # 2047 // 255 = 8 = 2048 // 255
+
+
+def test_two_sided_inputs_share_one_factor():
+    rounded = torch.tensor([[480.0, 160, -400, -560], [1, 0, -1, 0], [800, 0, 0, 0]]).double()
+    plus, minus = allowed_sums(rounded, (-2, 3), Accumulator(12))
+    # the first: 3·640 + 2·960 = 3840 of 2047, 3·960 + 2·640 = 4160 of 2048: all times 2048/4160
+    assert plus.tolist() == [315, 1, 682] and minus.tolist() == [472, 1, 0]

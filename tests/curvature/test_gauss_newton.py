@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import bitwright
 from bitwright.curvature import Sensitivity, divergence, gauss_newton, subjects
 from bitwright.curvature.losses import OutputHessian, leading_directions, output_hessian
+from bitwright.curvature.selection import Spectrum
 from bitwright.errors import BitwrightError
 from bitwright.network import Network, build, join, outputs, run
 from mutants import mutated
@@ -651,3 +652,31 @@ def test_exact_passes_take_the_samples_that_carry_the_curvature_in_float64(
     assert not heavy & set(taken[torch.float32]) and taken[torch.float32]
     for name, true in flat(gauss_newton(double, x, tolerance=0)).items():
         np.testing.assert_allclose(found[name], true, rtol=1e-5, atol=1e-9)
+
+
+def test_the_trace_of_a_row_is_the_sum_over_its_positions():
+    outputs = 3 * torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    p = outputs.softmax(1)
+    block, _ = output_hessian("kl", outputs)
+    assert block.trace().allclose((p * (1 - p)).sum((1, 2)), rtol=1e-12)
+    dense = [torch.diag(q) - q.outer(q) for q in p[0].T]
+    assert float(block.trace()[0]) == pytest.approx(sum(float(d.trace()) for d in dense))
+    squared, _ = output_hessian("squared", outputs)
+    assert squared.trace().tolist() == [15.0] * 4
+
+
+def test_how_many_directions_are_visited_scales_with_the_traces():
+    values = torch.rand(30, 3, generator=torch.Generator().manual_seed(0)).double()
+    values = values.sort(1, descending=True).values
+    found = []
+    for scale in (1.0, 2.0, 8.0):
+        trace = scale * 1.2 * values.sum(1) / values.sum(1).max()  # at most 1.2, 2.4, …
+        own = scale * values / values.sum(1).max()
+        spectrum = Spectrum(trace, own, None)
+        found.append(scale * spectrum.affordable(25, 1))
+    assert found == pytest.approx([found[0]] * 3, rel=1e-9)
+    one = Spectrum(torch.ones(6).double(), torch.zeros(6, 0).double(), None)
+    assert one.affordable(2, 1) == pytest.approx(Spectrum(2 * one.trace, one.values, None)
+                                                 .affordable(2, 1) * 2)  # fmt: skip
+    none = Spectrum(torch.zeros(6).double(), torch.zeros(6, 0).double(), None)
+    assert none.affordable(2, 1) == none.density(0.1, 1) == 1.0

@@ -392,6 +392,10 @@ def test_keyword_arguments_and_logits():
     )
     assert hidden.layers["e"].value.min() > 0  # every token met
     assert not hidden.layers["head"].value.any()  # behind the hidden state
+    several = Fn(lambda m, x: (m.e(x).mean(1), x, "said", None), e=nn.Embedding(6, 3)).double()
+    alone = Fn(lambda m, x: m.e(x).mean(1), **dict(several.named_children()))
+    one, other = (bitwright.traces(m, ids, tolerance=0).layers["e"] for m in (several, alone))
+    assert (one.value == other.value).all()  # the only float tensor among what it returns
     pair = Fn(lambda m, x: (m.e(x).mean(1), m.e(x)), e=nn.Embedding(6, 3)).double()
     with pytest.raises(BitwrightError, match="2 float tensors"):
         bitwright.traces(pair, ids)

@@ -83,3 +83,16 @@ def test_rounding_is_to_the_nearest_level_and_clips_gradients(bits: int):
     y.sum().backward()
     inside = (x > float(levels[0] - step / 2)) & (x < float(levels[-1] + step / 2))
     assert x.grad is not None and torch.equal(x.grad != 0, inside)
+
+
+def test_what_shows_nothing_leaves_a_range_as_it_was():
+    found = ranges.Range(0.0, 0.1)
+    x = torch.randn(50, 3, generator=generator())
+    found.update(x, None, generator())
+    before = found.low.clone(), found.high.clone()
+    for _ in range(60):
+        found.update(x, torch.ones(50, dtype=torch.bool), generator())
+        found.update(torch.zeros(5, 3), None, generator())
+    assert (found.low, found.high) == before
+    found.update(2 * x, None, generator())
+    assert found.high > before[1]

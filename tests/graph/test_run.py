@@ -12,6 +12,7 @@ import torch
 from bitwright import BitwrightError
 from bitwright.deploy import artefact as deploy_artefact
 from bitwright.graph import DegreeQuant, Form, Scheme, artefact, build, load_nodes
+from bitwright.graph.run import Settings, form_of
 from bitwright.graph.training import accuracy, of_nodes
 from graph.graphs import graph, net
 from pipeline.tiny import call, refused
@@ -112,10 +113,25 @@ def test_the_same_command_goes_on_and_another_is_refused(
         ({"protect": "0.1"}, "--protect is '0.1'; use LOW:HIGH"),
         ({"protect": "0.5:0.1"}, "protect is 0.5:0.1"),
         ({"net": "gnn"}, "net is 'gnn'"),
+        ({"bits": "nan"}, "bits is nan; use a number from 2 to 8"),
+        ({"bits": "inf", "widths": "2,4"}, "bits is inf; use a number from 2 to 8"),
+        ({"widths": "2,4", "bits": 3, "classes": 0}, "classes is 0; use 1 or more"),
+        ({"dropout": 2, "out": place / "other"}, "dropout is 2.0; use a share from 0 to less"),
+        ({"input-dropout": 1, "out": place / "other"}, "input_dropout is 1.0; use a share"),
         ({"dataset": place / "no.npz"}, "no.npz is not a graph of nodes"),
         ({"dataset": place / "no.txt"}, "no.txt is not in the form of powerful-gnns"),
     ):
         assert says in refused(capfd, "train-graph", *options(place, **changed))
+
+
+def test_gin_for_nodes_loses_most_of_its_features(place: Path):
+    data = of_nodes(load_nodes(place / "nodes.npz"))
+    found = {
+        (kind, given): form_of(Settings("", kind, input_dropout=given), data).input_dropout
+        for kind in ("gin", "gcn")
+        for given in (None, 0.5)
+    }
+    assert found == {("gin", None): 0.9, ("gcn", None): 0, ("gin", 0.5): 0.5, ("gcn", 0.5): 0.5}
 
 
 def test_damaged_artefacts_are_refused(place: Path, tmp_path: Path):

@@ -140,7 +140,15 @@ def test_an_older_state_is_gone_on_from(judge_every: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"rate": 0.02}, {"decay": 0.0}, {"batch": 4}, {"seed": 1}, {"judge_every": 2}]
+    "changed",
+    [
+        {"rate": 0.02},
+        {"decay": 0.0},
+        {"batch": 4},
+        {"seed": 1},
+        {"judge_every": 2},
+        {"cosine": True},
+    ],
 )
 def test_a_state_of_another_training_is_refused(changed: dict[str, Any], tmp_path: Path):
     labelled = labelled_graphs()
@@ -154,6 +162,15 @@ def test_a_state_of_another_training_is_refused(changed: dict[str, Any], tmp_pat
         train(quantized(labelled), labelled, other, state=state)
     with refused("cannot be gone on from: it is of scheme Scheme(bits=4"):
         train(quantized(labelled, bits=8), labelled, recipe, state=state)
+    net = quantized(labelled)
+    with torch.no_grad():
+        next(net.parameters()).add_(0.001)
+    with refused("cannot be gone on from: it is of starting weights"):
+        train(net, labelled, recipe, state=state)
+    other = labelled_graphs()
+    other.train[3].edge_index[0, 0] += 1
+    with refused("cannot be gone on from: it is of data"):
+        train(quantized(labelled), other, recipe, state=state)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,9 @@ def train_graph(
     hidden: Annotated[int, typer.Option(help="Channels between layers.")] = 16,
     layers: Annotated[int, typer.Option(help="Of message passing.")] = 2,
     dropout: Annotated[float, typer.Option(help="Behind each layer but the last.")] = 0.5,
+    input_dropout: Annotated[
+        float | None, typer.Option(help="Of the features of nodes; 0.9 for gin, else 0.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Of training.")] = 200,
     rate: Annotated[float, typer.Option(help="Adam's.")] = 0.01,
     cosine: Annotated[
@@ -62,12 +66,12 @@ def train_graph(
         raise BitwrightError(f"--protect is {protect!r}; use LOW:HIGH, as 0:0.1") from None
     if widths and not re.fullmatch(r"[2-8](,[2-8])*", widths):
         raise BitwrightError(f"--widths is {widths!r}; use numbers from 2 to 8, as 2,4,8")
-    if not widths and bits != int(bits):
+    if not widths and math.isfinite(bits) and bits != int(bits):
         raise BitwrightError(f"--bits is {bits}; a mean between whole numbers needs --widths")
     left_out = (0.001 if bits > 4 else 0.01) if percentile is None else percentile
     settings = Settings(
         str(dataset), net, bits, tuple(int(b) for b in widths.split(",") if b), classes,
-        (low, high), left_out, hidden, layers, dropout, fold,
+        (low, high), left_out, hidden, layers, dropout, input_dropout, fold,
         Recipe(epochs, rate, decay, seed=seed, cosine=cosine),
     )  # fmt: skip
     with interruptible(), Bars(quiet) as bars:

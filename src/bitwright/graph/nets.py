@@ -85,6 +85,9 @@ def build(form: Form, seed: int = 0) -> nn.Module:
     """
     if form.kind not in KINDS:
         raise BitwrightError(f"net is {form.kind!r}; use one of {', '.join(KINDS)}")
+    for name in ("dropout", "input_dropout"):
+        if not 0 <= (share := getattr(form, name)) < 1:
+            raise BitwrightError(f"{name} is {share}; use a share from 0 to less than 1")
     options: dict[str, Any] = {"dropout": form.dropout}
     if form.kind == "gat":
         if form.hidden % form.heads:

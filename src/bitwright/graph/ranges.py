@@ -42,6 +42,8 @@ class Range(nn.Module):
         if not x.numel():
             return
         low, high = extremes(x, protected, self.percentile, generator)
+        if not (bool(low) or bool(high)):
+            return  # all is protected, or zero: nothing to be seen of a range
         if bool(self.seen):
             self.low.lerp_(low, self.momentum)
             self.high.lerp_(high, self.momentum)

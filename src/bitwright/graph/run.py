@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Settings:
         bits: of everything; with `widths`, the mean.
         widths: that layers and classes of in-degree choose from; none: all have `bits`.
         classes: of in-degree, for `widths`.
+        input_dropout: of the features, for nodes; None: 0.9 for GIN (:class:`Form`), else none.
     """
 
     dataset: str
@@ -49,6 +51,7 @@ class Settings:
     hidden: int = 16
     layers: int = 2
     dropout: float = 0.5
+    input_dropout: float | None = None
     fold: int = 0
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
@@ -79,10 +82,12 @@ def form_of(settings: Settings, data: Labelled) -> Form:
     """The network's form for the data."""
     example = data.train[0]
     graphs = [g for part in (data.train, data.val, data.test) for g in part]
+    usual = 0.9 if settings.net == "gin" and data.nodes else 0.0
+    dropout = usual if settings.input_dropout is None else settings.input_dropout
     return Form(
         settings.net, example.x.shape[1], settings.hidden,
         1 + max(int(g.y.max()) for g in graphs), settings.layers, settings.dropout,
-        graphs=not data.nodes,
+        input_dropout=dropout, graphs=not data.nodes,
     )  # fmt: skip
 
 
@@ -92,6 +97,10 @@ def scheme_of(settings: Settings) -> Scheme:
     Raises:
         BitwrightError: see :class:`Scheme`; or a mean that the widths do not reach.
     """
+    if not math.isfinite(settings.bits):
+        raise BitwrightError(f"bits is {settings.bits}; use a number from 2 to 8")
+    if settings.widths and settings.classes < 1:
+        raise BitwrightError(f"classes is {settings.classes}; use 1 or more")
     if settings.widths and settings.bits < min(settings.widths):
         raise BitwrightError(f"a mean of {settings.bits:g} bits is below all of --widths")
     bits = int(settings.bits)

@@ -147,7 +147,7 @@ def train(
     training = (net, adam, schedule, generator)
     history: list[float] = []
     best: dict[str, Tensor] = {}
-    options = _options(net, recipe)
+    options = _options(net, recipe, labelled)
     if state is not None and state.exists():
         history, best, _ = resume.load(state, training, options)
         if schedule.last_epoch > recipe.epochs:
@@ -180,13 +180,31 @@ def _share(recipe: Recipe, epoch: int) -> float:
     return (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2 if recipe.cosine else 1.0
 
 
-def _options(net: nn.Module, recipe: Recipe) -> dict[str, Any]:
+def _options(net: nn.Module, recipe: Recipe, labelled: Labelled) -> dict[str, Any]:
     """What the numbers of a training follow from; not how long it is, or how often it is saved."""
     found = dataclasses.asdict(recipe)
     del found["save_every"]
     if not recipe.cosine:
-        del found["epochs"], found["cosine"]
-    return {**found, "scheme": str(net.scheme) if isinstance(net, DegreeQuant) else None}
+        del found["epochs"]
+    scheme = str(net.scheme) if isinstance(net, DegreeQuant) else None
+    return {
+        **found,
+        "scheme": scheme,
+        "starting weights": resume.digest(net.state_dict())[:16],
+        "data": resume.digest(_tensors(labelled))[:16],
+    }
+
+
+def _tensors(labelled: Labelled) -> dict[str, Tensor]:
+    """All that is learnt from and judged on."""
+    parts = ("train",) if labelled.nodes else ("train", "val", "test")
+    return {
+        f"{part} {i} {key}": value
+        for part in parts
+        for i, graph in enumerate(getattr(labelled, part))
+        for key, value in graph.to_dict().items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _epoch(
