@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import sys
+import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bitwright.data import Data, check_labels, load_data
+from bitwright.data.npz import free_memory
 from small import refused
 
 Array = np.ndarray[Any, Any]
@@ -271,6 +274,95 @@ def test_other_refusals_of_npz(npz: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with refused(str(tmp_path / name)):
             load_data(f"npz:{tmp_path / name}")
+
+
+# ------------------------------------------------------------------- what an npz file claims
+
+
+def header(shape: tuple[int, ...], kind: str = "<f4", version: int = 1) -> bytes:
+    """Of a .npy file."""
+    text = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 * version, "little") + text
+
+
+def zipped(path: Path, members: dict[str, bytes], claims: dict[str, int] | None = None) -> str:
+    """A zip, whose table claims other sizes than its members have; its spec."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+        for name, size in (claims or {}).items():
+            file.getinfo(name).file_size = size  # the table is written at the end
+    return f"npz:{path}"
+
+
+@pytest.fixture
+def peak() -> Iterator[Callable[[], int]]:
+    """The most bytes of memory that were taken since the test began."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["x", "x.npy", "train_y.npy"])
+def test_a_small_zip_that_claims_100_gb(name: str, tmp_path: Path, peak: Callable[[], int]):
+    content = header((25_000_000_000,)) + bytes(4000)
+    spec = zipped(tmp_path / "d.npz", {name: content}, {name: 100_000_000_000})
+    assert Path(spec[4:]).stat().st_size < 1000
+    with refused("d.npz: its arrays take 100,000,000,000 bytes, more than the", "fewer rows"):
+        load_data(spec)
+    assert peak() < 2**20
+
+
+def test_arrays_are_counted_together_and_only_those_that_are_read(
+    tmp_path: Path, peak: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+):
+    """Zeros packed a thousand to one, with a table that is right."""
+    half = header((2**21,)) + bytes(2**23)
+    spec = zipped(tmp_path / "d.npz", {"train_x.npy": half, "test_x.npy": half, "z.npy": half})
+    exact = 2 * len(half)
+    monkeypatch.setattr("bitwright.data.npz.free_memory", lambda: exact - 1)
+    before = peak()
+    with refused(f"take {exact:,} bytes, more than the {exact - 1:,} of memory"):
+        load_data(spec)
+    assert peak() - before < 2**20
+    monkeypatch.setattr("bitwright.data.npz.free_memory", lambda: exact)
+    with refused("among"):  # the same rows in both halves: they were read
+        load_data(spec)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((25_000_000_000,), "claims an array of 100,000,000,"),
+        ((2**40, 2**40), "claims an array of"),
+        ((10, 101), "claims an array of 4,1"),
+        ((-10, -10), "is damaged: x.npy claims"),
+    ],
+)
+def test_a_header_that_claims_more_than_there_is(
+    shape: tuple[int, ...], says: str, version: int, tmp_path: Path, peak: Callable[[], int]
+):
+    content = header(shape, version=version) + bytes(4000)
+    with refused(says, f"holds {len(content):,}; save it again"):
+        load_data(zipped(tmp_path / "d.npz", {"x.npy": content}))
+    assert peak() < 2**20
+    whole = header((10, 100), version=version) + np.arange(1000, dtype="<f4").tobytes()
+    assert load_data(zipped(tmp_path / "d.npz", {"x.npy": whole})).x.shape[1:] == (100,)
+
+
+def test_one_array_that_claims_100_gb(tmp_path: Path, peak: Callable[[], int]):
+    (tmp_path / "d.npz").write_bytes(header((25_000_000_000,)))
+    with refused("d.npz is one array"):
+        load_data(f"npz:{tmp_path / 'd.npz'}")
+    assert peak() < 2**20
+
+
+def test_free_memory_is_below_the_machines():
+    free = free_memory()
+    assert 2**24 < free < sys.maxsize
+    if hasattr(os, "sysconf"):
+        assert free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # -------------------------------------------------------------------------------------- checks

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 #: What lies directly under `bitwright`, lowest first. `bitwright` itself is the public API: it may
 #: import everything, and only what stands above it may import from it (`__version__`: anyone).
 TIERS = (
-    ("codec", "errors", "files", "version"),
+    ("codec", "errors", "files", "interrupts", "version"),
     ("arith", "checkpoint", "demo"),
     ("network",),
     ("task",),

@@ -1,5 +1,16 @@
-"""`python -m bitwright`."""
+"""`python -m bitwright`, and the command `bitwright`."""
 
-from bitwright.cli import main
+from importlib import import_module
 
-main()
+from bitwright.interrupts import watch
+
+
+def main() -> None:
+    """Import what the commands share, which takes seconds, then do what was asked."""
+    watch()
+    import_module("bitwright.pipeline")
+    import_module("bitwright.cli").main()
+
+
+if __name__ == "__main__":  # processes that a run starts import this module, too
+    main()

@@ -152,6 +152,7 @@ class Drill:
         self.place = Path(tempfile.mkdtemp(prefix=f"drill-{name}-"))
         self.failed = 0
         self.count = 0
+        os.environ["XDG_STATE_HOME"] = str(self.place / "state")  # commands keep a key there
         tiny.write(self.place)
 
     def __enter__(self) -> Drill:

@@ -16,6 +16,7 @@ from bitwright.cli.timing import bench, profile
 from bitwright.cli.written import convert_to, inspect, overflow
 from bitwright.console import root_options
 from bitwright.errors import BitwrightError
+from bitwright.interrupts import interruptible
 
 #: in the order of `bitwright --help`
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 app.callback()(root_options)
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name)(interruptible()(_command))
 
 
 def main() -> None:

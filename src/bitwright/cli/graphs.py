@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from bitwright.cli.options import Quiet, Seed
-from bitwright.cli.perform import interruptible
 from bitwright.console import Bars
 from bitwright.errors import BitwrightError
 
@@ -74,7 +73,7 @@ def train_graph(
         (low, high), left_out, hidden, layers, dropout, input_dropout, fold,
         Recipe(epochs, rate, decay, seed=seed, cosine=cosine),
     )  # fmt: skip
-    with interruptible(), Bars(quiet) as bars:
+    with Bars(quiet) as bars:
         said = run(settings, out, bars.update)
         for name, row in said["rows"].items():
             bars.console.print(f"{name}: {row['val']:.1%} validation, {row['test']:.1%} test")

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from bitwright.cli.signed import code, is_ours, seal
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 
@@ -19,7 +20,8 @@ REMEMBERED = (
     "accumulator", "accumulator_kind", "accumulator_mode", "levels",
 )  # fmt: skip
 
-
+#: beside the options in the file
+SEAL = "hmac"
 #: options that runs of earlier versions did not have
 YOUNGER = {
     "ranges": None, "granularity": "edge", "refit_head": False, "accumulator": None,
@@ -47,10 +49,15 @@ def remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, A
     """The options of the run in `out`, but for those typed; a stage command need not repeat them.
 
     A goal typed now replaces the goal of then.
+
+    Raises:
+        BitwrightError: there is no such run, it is damaged, or it names code and was not written
+            here by this user: a folder that one was given must not choose what is run.
     """
     path = out / "run.json"
     try:
-        found = YOUNGER | json.loads(path.read_text())
+        written = json.loads(path.read_text())
+        found = YOUNGER | written
         kept = {k: found[k] for k in REMEMBERED if k not in typed}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BitwrightError(
@@ -61,6 +68,13 @@ def remembered(out: Path, given: dict[str, Any], typed: set[str]) -> dict[str, A
             raise BitwrightError(
                 f"{path} is damaged: {name} is {value!r}; give --model and --data (or --task) again"
             )
+    named = code(kept)
+    if named and not is_ours(written, written.pop(SEAL, None)):
+        raise BitwrightError(
+            f"{path} was not written here by this user, so the code that it names "
+            f"({', '.join(named)}) is not run; give --model and --data (or --task), which every "
+            "stage takes, `bitwright verify` among them"
+        )
     goals = {"budget", "max_drop", "max_kl"}
     if typed & goals:
         kept |= dict.fromkeys(goals - typed)
@@ -91,5 +105,6 @@ def _may_be(name: str, value: object) -> bool:
 
 
 def remember(path: Path, given: dict[str, Any]) -> None:
-    """Write the options of a run to its folder."""
-    put(path, json.dumps(given, indent=1, sort_keys=True))
+    """Write the options of a run to its folder, with a seal if this user can keep a key."""
+    sealed = {**given, SEAL: seal(given)}
+    put(path, json.dumps(sealed, indent=1, sort_keys=True))

@@ -18,7 +18,6 @@ from bitwright.cli.options import (
     Temperature,
     Weights,
 )
-from bitwright.cli.perform import interruptible
 from bitwright.cli.wanted import task_of
 from bitwright.console import Bars
 
@@ -71,7 +70,7 @@ def train_multibit(
     groups = dict(g.partition("=")[::2] for g in group or ())
     settings = MultibitSettings(recipe, groups, size, most, tuple(skip or ()), labels,
                                 temperature, augment, activation_bases, from_float)  # fmt: skip
-    with interruptible(), Bars(quiet) as bars:
+    with Bars(quiet) as bars:
         whole, _ = task_of(given)
         found = run(whole, settings, out, bars.update)
         bars.console.print(f"{found.bits:.3f} bits a weight: signs, coordinates, counts of bases")

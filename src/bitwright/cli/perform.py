@@ -6,14 +6,12 @@ import contextlib
 import io
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 
 from bitwright.cli.acts import Act, finetune, measure, preflight
@@ -41,7 +39,6 @@ def perform(
     with (
         processes.started() as group,
         tempfile.TemporaryDirectory() as scratch,
-        interruptible(),
         Bars(quiet or group.rank > 0) as bars,
     ):
         if group.size > 1:
@@ -87,13 +84,3 @@ def _without_logs() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Control-C ends with a line and status 130 (typer would say "Aborted!" and 1)."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("bitwright: interrupted; the same command continues", file=sys.stderr)
-        raise typer.Exit(130) from None

@@ -21,7 +21,6 @@ from bitwright.cli.options import (
     Temperature,
     Weights,
 )
-from bitwright.cli.perform import interruptible
 from bitwright.cli.tables import print_compressed
 from bitwright.cli.wanted import command_line, task_of
 from bitwright.console import Bars
@@ -75,7 +74,7 @@ def prune(
     settings = check_prune_settings(
         PruneSettings(**{k: given[k] for k in names}, skip=tuple(skip or ()))
     )
-    with interruptible(), Bars(quiet) as bars:
+    with Bars(quiet) as bars:
         whole, name = task_of(given)
         found = run_prune(whole, settings, out, bars.update, budget)
         _print_pruned(bars.console, found, whole.metric_name)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 from torch import Tensor
 
 from bitwright.checkpoint import call, load_object, on_path, said, seeded
 from bitwright.data.folders import from_folder
 from bitwright.data.loaders import gather
+from bitwright.data.npz import check_npz
 from bitwright.data.splits import Sizes, reduced, split
 from bitwright.errors import BitwrightError
 from bitwright.task import Data, as_labels, as_rows, checked
@@ -62,7 +64,7 @@ def load_data(
         from bitwright import demo
 
         data = _from_mapping(demo.data(), "demo", sizes)
-    elif ":" in spec:
+    elif names_code(spec):
         data = _from_factory(spec, sizes)
     else:
         raise BitwrightError(
@@ -71,16 +73,29 @@ def load_data(
     return checked(data, spec)
 
 
+def names_code(spec: str) -> bool:
+    """Whether reading a data spec imports what it names."""
+    return ":" in spec and not spec.startswith(("npz:", "folder:"))
+
+
 def _from_npz(path: Path, sizes: Sizes) -> Data:
     if not path.is_file():
         raise BitwrightError(f"there is no data file {path}; check the path after npz:")
     arrays: dict[str, Any] = {}
     name = ""
     try:
-        file = np.load(path, allow_pickle=False)
-        # arrays of other names are the user's business, and are not read
-        for name in getattr(file, "files", []):
-            arrays[name] = file[name] if name in _NAMES else None
+        with path.open("rb") as start:
+            magic = start.read(len(MAGIC_PREFIX))
+        if magic == MAGIC_PREFIX:
+            raise BitwrightError(f"{path} is one array; save it with np.savez(path, x=…, y=…)")
+        if magic.startswith(b"PK"):
+            check_npz(path, _NAMES)
+        with np.load(path, allow_pickle=False) as file:
+            # arrays of other names are the user's business, and are not read
+            for name in file.files:
+                arrays[name] = file[name] if name in _NAMES else None
+    except BitwrightError:
+        raise
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise BitwrightError(f"{path} cannot be read: {said(error)}; save it again") from error
@@ -90,9 +105,6 @@ def _from_npz(path: Path, sizes: Sizes) -> Data:
         ) from error
     except Exception as error:  # a broken zip raises anything from OSError to zlib.error
         raise BitwrightError(f"{path} cannot be read: {said(error)}; save it again") from error
-    if isinstance(file, np.ndarray):
-        raise BitwrightError(f"{path} is one array; save it with np.savez(path, x=…, y=…)")
-    file.close()
     return _from_mapping(arrays, str(path), sizes)
 
 

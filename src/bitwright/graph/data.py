@@ -8,7 +8,6 @@ the text of "powerful-gnns" (Xu et al., arXiv 1810.00826) with many labelled gra
 from __future__ import annotations
 
 import gzip
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
+from bitwright.data.npz import check_npz
 from bitwright.errors import BitwrightError
 
 _PARTS = ("train", "val", "test")
@@ -62,15 +62,15 @@ def _parsed(path: Path, form: str, parse: Callable[[], T]) -> T:
     """What `parse` gives; all that a damaged file leads to becomes one line with its name."""
     try:
         return parse()
+    except BitwrightError:
+        raise
     except Exception as error:  # numpy, zip and gzip raise anything on bytes that do not fit
         reason = str(error) or f"{type(error).__name__}, as where it is cut off"
         raise BitwrightError(f"{path} is not {form}: {reason[:300]}") from error
 
 
 def _nodes(path: Path, normalize: bool) -> Data:
-    with zipfile.ZipFile(path) as whole:
-        if sum(part.file_size for part in whole.infolist()) > _MOST_BYTES:
-            raise ValueError(f"its arrays have more than {_MOST_BYTES} bytes")
+    check_npz(path, ("x_data", *_INDEXES), _MOST_BYTES)
     with np.load(path, allow_pickle=False) as file:
         data = _array(file, "x_data", "fiub").astype(np.float32)
         arrays = {name: _array(file, name, "iu").astype(np.int64) for name in _INDEXES}

@@ -28,8 +28,8 @@ _OTHERS = {
 }
 #: options that say which network and data, in the order they are shown
 _WHAT = ("model", "weights", "data", "task")
-#: options that change how long it takes and nothing else
-_TIME_ONLY = ("processes",)
+#: in `run.json`, but of no matter here: how long it takes, and the seal
+_NOT_COMPARED = ("processes", "hmac")
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _key(stages: Mapping[str, Any], stage: str) -> str | None:
 
 def _asked(options: Mapping[str, Any]) -> dict[str, str]:
     """What `run.json` remembers of the command line, as a summary has its settings."""
-    texts = {n: setting_text(v) for n, v in options.items() if n not in _TIME_ONLY}
+    texts = {n: setting_text(v) for n, v in options.items() if n not in _NOT_COMPARED}
     found = {name: text for name, text in texts.items() if text is not None}
     if options and not {"budget", "max_kl", "max_drop"} & set(found):
         found["budget"] = "3bit"
