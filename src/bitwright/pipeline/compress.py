@@ -57,7 +57,7 @@ def finish(run: Run, model: str, command: str | None = None) -> tuple[Result, Su
     """Run every stage that is not done yet, write the report, return what came out."""
     run.check_goal()
     _ = run.preflight, run.limits  # what may refuse the goal comes first
-    _ = run.sensitivity, run.plan, run.quantized, run.onnx, run.verification
+    _ = run.sensitivity, run.plan, run.corrected, run.quantized, run.onnx, run.verification
     _ = run.accumulators  # a promise that does not hold stops here
     summary = summarize(run, model, command)
     put(run.store.path("summary.json"), to_json(summary))
