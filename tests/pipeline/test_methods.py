@@ -17,6 +17,7 @@ from bitwright.pipeline import METHODS, Run
 from bitwright.pipeline import processes as pool
 from bitwright.pipeline import search as searching
 from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.summarize import summarize
 from bitwright.report import words
 from pipeline import tiny
 
@@ -88,6 +89,25 @@ def test_scores_are_kept_and_change_the_plan(start: Any):
     assert run.plan.cost <= plan.budget and run.within_error is None
     with pytest.raises(BitwrightError, match="score 'Trace' is unknown; use trace, eigenvalue"):
         start(score="Trace")
+
+
+def test_the_report_tells_of_the_score_that_priced_the_plan(start: Any):
+    told = {
+        name: start(name, score=score, **options).score
+        for name, score, options in (
+            ("default", "actual-error", {}),
+            ("fed back", "actual-error", {"rounding": "feedback"}),
+            ("fisher", "fisher", {"rounding": "feedback"}),
+            ("guaranteed", "measured", {"accumulator": 16}),
+        )
+    }
+    assert told == {
+        "default": "actual-error", "fed back": "feedback", "fisher": "fisher",
+        "guaranteed": "trace",
+    }  # fmt: skip
+    said = summarize(start(score="trace"), "net").score
+    assert "Hessian trace" in said and said == quantize.SCORES["trace"].words
+    assert len({score.words for score in quantize.SCORES.values()}) == len(quantize.SCORES)
 
 
 def bops(run: Run) -> float:

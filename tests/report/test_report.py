@@ -239,6 +239,7 @@ def hostile() -> Summary:
         budget=HOSTILE,
         target=HOSTILE,
         metric_name=HOSTILE,
+        score=HOSTILE,
         notes=(HOSTILE,),
         methods=(*full.methods, MethodRow(HOSTILE, False, 2.0, 70_000)),
         layers=tuple(replace(row, name=HOSTILE, kind=HOSTILE) for row in full.layers),
@@ -470,10 +471,19 @@ def test_failed_verification_is_not_hidden() -> None:
     assert "verified tensor by tensor" not in text
 
 
+def test_the_bits_are_credited_to_the_score_that_was_used() -> None:
+    given = summary(score="half of what was asked")
+    assert "it is predicted what rounding would cost: half of what was asked. Bits go" in words_of(
+        render(given)
+    )
+    old = words_of(render(summary()))  # of before scores were told
+    assert "Bits go to the channels" in old and "predicted what rounding would cost" not in old
+
+
 def test_uniform_widths_are_not_credited_to_curvature() -> None:
     methods = tuple(replace(m, chosen=m.mean_bits == 4.0) for m in summary().methods)
     text = words_of(render(summary(methods=methods)))
-    assert "It was not used here" in text
+    assert "That prediction was not used here" in text
     assert "most loss per byte" not in text
     assert "channels where they prevent the most loss per byte" in words_of(render(summary()))
 

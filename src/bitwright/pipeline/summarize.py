@@ -125,6 +125,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         notes=_notes(run),
         divergence=run.task.divergence,
         settings=as_text(run.settings),
+        score=quantize.SCORES[run.score].words,
         task=fingerprint(run.task),
         key=run.export_key,
     )

@@ -60,7 +60,7 @@ def render(summary: Summary) -> str:
         policy=POLICY,
         headline=words.headline(summary),
         comparison=words.comparison(summary),
-        rule=words.rule(summary),
+        why=words.why(summary),
         keys=key_figures(summary),
         unit=words.divergence_unit(summary),
         divergence=words.divergence_name(summary),

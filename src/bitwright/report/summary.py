@@ -179,6 +179,7 @@ class Summary:
         settings: what the run was asked for, as :func:`setting_text` writes it.
         task: fingerprint of the float weights and the calibration rows; empty if not known.
         key: of the exported file, a hash of all that it depends on; empty if not known.
+        score: what the losses of channels were predicted to be, in words; empty if not known.
     """
 
     title: str
@@ -205,6 +206,7 @@ class Summary:
     settings: dict[str, str] = field(default_factory=dict)
     task: str = ""
     key: str = ""
+    score: str = ""
 
     @property
     def chosen(self) -> MethodRow | None:

@@ -18,8 +18,9 @@ _RULES = {
     "channels": "Bits go to the channels where they prevent the most loss per byte.",
     "cw-hawq": "The most sensitive channels get the most bits; a search over measured results "
     "decided what share of the weights gets how many.",
-    "uniform": "It was not used here: every channel has the same width.",
-    "hawq": "Layers got equal shares of the widths, in the order of their largest curvature.",
+    "uniform": "That prediction was not used here: every channel has the same width.",
+    "hawq": "That prediction was not used here: layers got equal shares of the widths, in the "
+    "order of their largest curvature.",
     "pareto": "Of the layers, no less sensitive one got more bits than a more sensitive one.",
     "ilp": "Bits go to the layers where an integer program finds that they prevent the most loss.",
     "local-moves": "Bits moved between layers as long as measured results improved.",
@@ -138,9 +139,13 @@ def method_name(row: MethodRow) -> str:
     return name
 
 
-def rule(summary: Summary) -> str:
-    """How the chosen method hands out bits; empty for one this version does not know."""
-    return _RULES.get(summary.chosen.name, "") if summary.chosen else ""
+def why(summary: Summary) -> str:
+    """What the run's score predicts, and how its method hands out bits; empty if not known."""
+    rule = _RULES.get(summary.chosen.name, "") if summary.chosen else ""
+    if not summary.score:
+        return rule
+    told = "For every channel and width it is predicted what rounding would cost: "
+    return f"{told}{plain(summary.score)}. {rule}".strip()
 
 
 def divergence_unit(summary: Summary) -> str:
