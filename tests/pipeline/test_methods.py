@@ -110,6 +110,14 @@ def test_the_report_tells_of_the_score_that_priced_the_plan(start: Any):
     assert len({score.words for score in quantize.SCORES.values()}) == len(quantize.SCORES)
 
 
+def test_the_report_names_what_a_search_minimized(start: Any):
+    run = start(method="random-ratios", evaluations=4)
+    found = summarize(run, "net")
+    assert found.reward == "softened divergence on calibration rows, T² KL at T = 8"
+    assert min(value for _, value, _ in found.learning) == run.bench.reward(run.plan)
+    assert summarize(start("none"), "net").reward == ""
+
+
 def bops(run: Run) -> float:
     """From the stored network: MACs · bits of each weight · bits of what it reads."""
     stored = artefact.load(run.store.path("model.safetensors")).quantized

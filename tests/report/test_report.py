@@ -240,6 +240,7 @@ def hostile() -> Summary:
         target=HOSTILE,
         metric_name=HOSTILE,
         score=HOSTILE,
+        reward=HOSTILE,
         notes=(HOSTILE,),
         methods=(*full.methods, MethodRow(HOSTILE, False, 2.0, 70_000)),
         layers=tuple(replace(row, name=HOSTILE, kind=HOSTILE) for row in full.layers),
@@ -585,6 +586,16 @@ def test_learning_curve_has_a_dot_for_every_evaluation() -> None:
     assert len(set(heights)) == 2
     assert "the best went from 0.400 to 0.200 nats" in drawn.replace(words.NBSP, " ")
     assert "Without a finite value and left out: 1." in drawn
+
+
+def test_learning_curve_names_what_the_search_minimized() -> None:
+    reward = "softened divergence, T² KL at T = 8"
+    text = words_of(curves.learning(summary(reward=reward)))
+    assert f"Learning curve: {reward}" in text
+    assert f"It minimizes {reward}; these values are not comparable with the table's." in text
+    assert f"across: evaluation; up: {reward}, in nats" in text
+    for given in (summary(), summary(reward=reward)):
+        assert "KL divergence" not in words_of(curves.learning(given))
 
 
 def test_log_axis_places_decades() -> None:

@@ -126,6 +126,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         divergence=run.task.divergence,
         settings=as_text(run.settings),
         score=quantize.SCORES[run.score].words,
+        reward=run.bench.reward_name if run.learning else "",
         task=fingerprint(run.task),
         key=run.export_key,
     )

@@ -171,7 +171,7 @@ class Summary:
             the chosen file and add up to it.
         frontier: (mean bits, bytes, predicted loss) of optimal plans; bytes as in `methods`.
         frontiers: by channel and by layer, against the bits of a weight.
-        learning: (evaluation, divergence, best so far) of a search; empty for others.
+        learning: (evaluation, reward, best so far) of a search; empty for others.
         timings: (stage, seconds).
         metric_name: of the metric in `methods`.
         notes: what the user should be told.
@@ -180,6 +180,7 @@ class Summary:
         task: fingerprint of the float weights and the calibration rows; empty if not known.
         key: of the exported file, a hash of all that it depends on; empty if not known.
         score: what the losses of channels were predicted to be, in words; empty if not known.
+        reward: what a search minimized, in words; empty if there was none or it is not known.
     """
 
     title: str
@@ -207,6 +208,7 @@ class Summary:
     task: str = ""
     key: str = ""
     score: str = ""
+    reward: str = ""
 
     @property
     def chosen(self) -> MethodRow | None:
