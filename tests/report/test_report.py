@@ -93,7 +93,7 @@ def summary(layers: int = 20, per_layer: int = 35, **changes: Any) -> Summary:
         ),
         layers=rows,
         edges=tuple(
-            EdgeRow(f"relu_{i}", (35, 28, 28), 0.0213 + i / 1e3, 0, 1e-4 * (i + 1), 0.0007 * i)
+            EdgeRow(f"relu_{i}", (35, 28, 28), 0.0213 + i / 1e3, 0, 1e-4 * (i + 1))
             for i in range(6)
         ),
         verification=Verification(
@@ -308,6 +308,19 @@ def test_broken_json_is_refused_with_the_place(change: Any, message: str) -> Non
     change(data)
     with pytest.raises(BitwrightError, match=message):
         from_json(json.dumps(data))
+
+
+def test_a_summary_of_before_is_read() -> None:
+    """With a share of saturated values that was never measured, and without what came later."""
+    data = json.loads(to_json(summary()))
+    for edge in data["summary"]["edges"]:
+        edge["saturated_fraction"] = None
+    for name in ("score", "reward"):
+        del data["summary"][name]
+    assert from_json(json.dumps(data)) == summary()
+    for wrong in ([], {"edges": 3}, {"edges": [3]}):
+        with pytest.raises(BitwrightError, match="not a report summary: summary"):
+            from_json(json.dumps({"schema": 1, "summary": wrong}))
 
 
 def test_text_that_is_no_json_is_refused() -> None:

@@ -255,7 +255,7 @@ def _edge_rows(run: Run) -> tuple[EdgeRow, ...]:
         size = max(int(np.prod(edge.shape)), 1)
         trace = float(run.sensitivity.edges[edge.name].value.sum() / size)
         mean = round(grid.mean_bits, 2) if grid.widths else None
-        row = EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, None, grid.bits, mean)
+        row = EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, grid.bits, mean)
         rows.append(row)
     return tuple(rows)
 

@@ -15,6 +15,8 @@ from bitwright.codec import decode, encode
 from bitwright.errors import BitwrightError
 
 SCHEMA = 1
+#: what rows of earlier summaries have, and no program has ever filled
+_DROPPED = {"edges": ("saturated_fraction",)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,6 @@ class EdgeRow:
         shape: of one input's activation, without the batch.
         scale, zero_point: value = scale · (q − zero_point), q in 0..2^bits − 1.
         trace: mean Hessian trace per element; None if not measured.
-        saturated_fraction: share of calibration values outside the grid; None if not measured.
         bits: width of the grid.
         mean_bits: of its channels; None where all have `bits`.
     """
@@ -73,7 +74,6 @@ class EdgeRow:
     scale: float
     zero_point: int
     trace: float | None
-    saturated_fraction: float | None
     bits: int = 8
     mean_bits: float | None = None
 
@@ -262,9 +262,20 @@ def from_json(text: str) -> Summary:
         raise BitwrightError(
             f"report summary has schema {found['schema']!r}; this version reads {SCHEMA}"
         )
+    _drop(found["summary"])
     try:
         summary = decode(Summary, found["summary"], "summary")
     except ValueError as error:
         raise BitwrightError(f"not a report summary: {error}") from error
     assert isinstance(summary, Summary)
     return summary
+
+
+def _drop(found: Any) -> None:
+    """Take out of a summary's rows what this version no longer has."""
+    for part, names in _DROPPED.items():
+        rows = found.get(part) if isinstance(found, dict) else None
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict):
+                for name in names:
+                    row.pop(name, None)
