@@ -35,6 +35,7 @@ from bitwright.report import (
     words,
     write,
 )
+from bitwright.report.page import key_figures
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00\x1b{{ 7*7 }}"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -408,8 +409,8 @@ def test_numbers_on_the_page_are_those_of_the_summary() -> None:
     page = render(summary())
     text = words_of(page)
     assert (
-        "12.3× smaller (1.08 MB → 88.1 KB); top-1 92.4 % → 91.9 % (± 0.8); answers agree on "
-        "96.1 % of the test inputs; verified tensor by tensor in ONNX Runtime 1.31.0 on x86_64."
+        "12.3× smaller (1.08 MB → 88.1 KB); top-1 92.4 % → 91.9 % (0.5 ± ≤ 1.1 points lost); "
+        "answers agree on 96.1 % of the test inputs; verified tensor by tensor in ONNX Runtime 1.31.0 on x86_64."
     ) in text
     assert row_of(page, "One width per channel chosen") == (
         "One width per channel chosen 3.00 88.1 KB 12.3× smaller 0.0418 ± 0.0028 "
@@ -685,4 +686,33 @@ def test_number(value: float, shown: str) -> None:
 def test_metric_that_is_no_share_is_not_a_percentage() -> None:
     methods = tuple(replace(m, metric=31.27, metric_stderr=0.12) for m in summary().methods)
     text = words_of(render(summary(methods=methods, metric_name="PSNR, dB")))
-    assert "PSNR, dB 31.27 → 31.27 (± 0.12)" in text
+    assert "PSNR, dB 31.27 → 31.27 (0 ± ≤ 0.17 lost)" in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "error", "said"),
+    [
+        (0.919, 0.008, ("points lost", "0.5 ± 0.8", "top-1 92.4 % → 91.9 %")),
+        (0.919, 0.0004, ("points lost", "0.50 ± 0.04", "top-1 92.4 % → 91.9 %")),
+        (0.931, 0.008, ("points gained", "0.7 ± 0.8", "top-1 92.4 % → 93.1 %")),
+        (0.919, None, ("points lost", "0.5 ± ≤ 1.1", "top-1 92.4 % → 91.9 %")),
+    ],
+)
+def test_what_was_lost_has_the_error_of_the_pairs(
+    metric: float, error: float | None, said: tuple[str, str, str]
+) -> None:
+    """Not the metric's own, which is as large where the same rows are lost twice."""
+    methods = tuple(
+        replace(m, metric=metric, lost_stderr=error) if m.chosen else m for m in summary().methods
+    )
+    given = summary(methods=methods)
+    plain = [tuple(t.replace(words.NBSP, " ") for t in key) for key in key_figures(given)]
+    assert said in plain
+    headline = words.headline(given).replace(words.NBSP, " ")
+    assert f"{said[2]} ({said[1]} {said[0]});" in headline
+
+
+def test_a_metric_without_the_float_models_is_shown_by_itself() -> None:
+    methods = tuple(replace(m, metric=None) if m.name == "float" else m for m in summary().methods)
+    text = words_of(render(summary(methods=methods)))
+    assert "top-1 91.9 % (± 0.8);" in text and "points lost" not in text

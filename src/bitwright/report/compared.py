@@ -13,6 +13,7 @@ from bitwright.report import svg, words
 from bitwright.report.comparison import ComparedRun, Comparison
 from bitwright.report.figures import absent, figure
 from bitwright.report.page import framed, sized
+from bitwright.report.summary import Lost
 
 _PAGE = """
 {% for note in notes %}
@@ -125,13 +126,8 @@ def lost(run: ComparedRun) -> str:
     """What the metric lost with its standard error: in points (of 100) where it is a share."""
     if run.lost is None:
         return words.DASH
-    share = _is_share(run)
-    value = f"{100 * run.lost:.2f}" if share else words.number(run.lost)
-    if run.lost_stderr is not None:
-        error = f"{100 * run.lost_stderr:.2f}" if share else words.number(run.lost_stderr, 2)
-        bound = "" if run.lost_paired else f"≤{words.NBSP}"
-        value += f" ±{words.NBSP}{bound}{error}"
-    return value
+    found = Lost(run.lost, run.lost_stderr, run.lost_paired)
+    return words.difference(found, _is_share(run), 2)
 
 
 def metric(run: ComparedRun) -> str:

@@ -141,10 +141,13 @@ def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
         found.append((what, number, change) if ratio != 1 else ("size", "1×", change))
     if chosen.mean_bits is not None:
         found.append(("bits per weight", f"{chosen.mean_bits:.2f}", "mean; the original has 32"))
-    if chosen.metric is not None:
+    lost = words.lost_words(summary)
+    if lost is not None and original is not None:
+        metrics = (original.metric or 0.0, chosen.metric or 0.0)
+        was = " → ".join(words.metric_value(summary, value) for value in metrics)
+        found.append((lost[1], lost[0], f"{words.plain(summary.metric_name)} {was}"))
+    elif chosen.metric is not None:
         was = "test inputs"
-        if original is not None and original.metric is not None:
-            was = f"was {words.metric_value(summary, original.metric)}"
         if chosen.metric_stderr is not None:
             error = words.metric_error(summary, chosen.metric_stderr)
             was += f"; ±{words.NBSP}{error} {'points' if words.in_percent(summary) else ''}"

@@ -157,6 +157,22 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """What the metric lost.
+
+    Attributes:
+        value: float model's − chosen one's.
+        stderr: its standard error; None if not known.
+        paired: whether that is of the pairs on the same rows; else it is the larger one of two
+            models judged on rows of their own.
+    """
+
+    value: float
+    stderr: float | None
+    paired: bool
+
+
+@dataclass(frozen=True)
 class Summary:
     """All of a report.
 
@@ -225,6 +241,17 @@ class Summary:
     def original(self) -> MethodRow | None:
         """The float model."""
         return next((m for m in self.methods if m.name == "float"), None)
+
+    @property
+    def lost(self) -> Lost | None:
+        """What the chosen method's metric lost; None if it or the float model's is not known."""
+        chosen, original = self.chosen, self.original
+        if chosen is None or original is None or chosen.metric is None or original.metric is None:
+            return None
+        error, own = chosen.lost_stderr, (original.metric_stderr, chosen.metric_stderr)
+        if error is None and own[0] is not None and own[1] is not None:
+            error = math.hypot(own[0], own[1])
+        return Lost(original.metric - chosen.metric, error, chosen.lost_stderr is not None)
 
 
 def setting_text(value: Any) -> str | None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
-from bitwright.report.summary import LayerRow, MethodRow, Summary, Verification
+from bitwright.report.summary import LayerRow, Lost, MethodRow, Summary, Verification
 
 NBSP = "\u00a0"
 DASH = "\u2013"
 MISSING = f"{DASH} not measured"
 _SUPERSCRIPT = str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: an error of fewer points than a tenth gets another decimal
+_SMALL_ERROR = 0.001
 _SHARES = re.compile(r"top-?\d|acc|recall|precision|iou", re.IGNORECASE)
 _RULES = {
     "layers": "Bits go to the layers where they prevent the most loss per byte.",
@@ -179,6 +182,29 @@ def metric_error(summary: Summary, stderr: float) -> str:
     return f"{100 * stderr:.1f}" if in_percent(summary) else number(stderr, 2)
 
 
+def difference(lost: Lost, share: bool, places: int) -> str:
+    """`0.6 ± 0.8`, in points where it is of a share; `± ≤` before a bound of the error.
+
+    Args:
+        places: decimals of points.
+    """
+    text = f"{100 * lost.value:.{places}f}" if share else number(lost.value)
+    if lost.stderr is None:
+        return text
+    error = f"{100 * lost.stderr:.{places}f}" if share else number(lost.stderr, 2)
+    return f"{text} ±{NBSP}{'' if lost.paired else f'≤{NBSP}'}{error}"
+
+
+def lost_words(summary: Summary) -> tuple[str, str] | None:
+    """(`0.6 ± 0.8`, `points lost`) of the chosen method's metric; None if it is not known."""
+    lost, share = summary.lost, in_percent(summary)
+    if lost is None:
+        return None
+    small = lost.stderr is not None and lost.stderr < _SMALL_ERROR
+    figure = difference(replace(lost, value=abs(lost.value)), share, 2 if small else 1)
+    return figure, f"{'points ' if share else ''}{'gained' if lost.value < 0 else 'lost'}"
+
+
 def size_ratio(summary: Summary) -> float | None:
     """Bytes of the original over bytes of the chosen file."""
     if not summary.chosen or not summary.original or not summary.chosen.bytes:
@@ -214,7 +240,10 @@ def headline(summary: Summary) -> str:
         text = metric_value(summary, chosen.metric)
         if original is not None and original.metric is not None:
             text = f"{metric_value(summary, original.metric)} → {text}"
-        if chosen.metric_stderr is not None:
+        lost = lost_words(summary)
+        if lost is not None:
+            text += f" ({' '.join(lost)})"
+        elif chosen.metric_stderr is not None:
             text += f" (±{NBSP}{metric_error(summary, chosen.metric_stderr)})"
         parts.append(f"{plain(summary.metric_name)} {text}")
     else:
