@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitwright import Settings, cost, quantize
+from bitwright import Settings, allocate, cost, quantize
 from bitwright.deploy import artefact
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import METHODS, Run
 from bitwright.pipeline import processes as pool
 from bitwright.pipeline import search as searching
 from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.methods import Method
 from bitwright.pipeline.summarize import summarize
-from bitwright.report import words
+from bitwright.report import from_json, render, to_json
 from pipeline import tiny
 
 SEARCHES = [name for name, method in METHODS.items() if method.search]
@@ -189,5 +190,19 @@ def test_what_cannot_be_meant(start: Any):
 
 
 def test_the_report_has_words_for_every_method():
-    assert set(METHODS) == set(words._RULES) == set(words._METHODS) - {"float"}
-    assert all(len(name) < 34 for name in words._METHODS.values())
+    for method in METHODS.values():
+        assert 0 < len(method.title) < 34 and method.rule.endswith(".")
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
+
+
+def test_a_method_is_a_line_in_the_roster_and_the_report_knows_it(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def solve(bench: searching.Workbench, problem: allocate.Problem) -> allocate.Plan:
+        return replace(allocate.knapsack(problem), method="own")
+
+    monkeypatch.setitem(METHODS, "own", Method("A method of my own", "Bits go by my rule.", solve))
+    found = from_json(to_json(summarize(start(method="own"), "net")))
+    assert [m.title for m in found.methods if m.chosen] == ["A method of my own"]
+    text = render(found)
+    assert "A method of my own <strong" in text and "Bits go by my rule." in text

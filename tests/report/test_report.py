@@ -38,6 +38,15 @@ from bitwright.report import (
 from bitwright.report.page import key_figures
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00\x1b{{ 7*7 }}"
+#: as the roster of methods has them
+TITLES = {
+    "float": "",
+    "uniform": "Uniform",
+    "layers": "One width per layer",
+    "channels": "One width per channel",
+    "cw-hawq": "CW-HAWQ search",
+}
+RULE = "Bits go to the channels where they prevent the most loss per byte."
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -141,7 +150,9 @@ def summary(layers: int = 20, per_layer: int = 35, **changes: Any) -> Summary:
         learning=tuple((i, kl, low) for i, (kl, low) in enumerate(zip(kls, best, strict=True))),
         timings=(("measure", 41.3), ("allocate", 0.4), ("correct", 12.25), ("verify", 9.1)),
         notes=("The test images were never used to choose widths.",),
+        rule=RULE,
     )
+    found = replace(found, methods=tuple(replace(m, title=TITLES[m.name]) for m in found.methods))
     return replace(found, **changes)
 
 
@@ -241,9 +252,10 @@ def hostile() -> Summary:
         target=HOSTILE,
         metric_name=HOSTILE,
         score=HOSTILE,
+        rule=HOSTILE,
         reward=HOSTILE,
         notes=(HOSTILE,),
-        methods=(*full.methods, MethodRow(HOSTILE, False, 2.0, 70_000)),
+        methods=(*full.methods, MethodRow(HOSTILE, False, 2.0, 70_000, title=HOSTILE)),
         layers=tuple(replace(row, name=HOSTILE, kind=HOSTILE) for row in full.layers),
         edges=tuple(replace(row, name=HOSTILE) for row in full.edges),
         verification=replace(
@@ -316,9 +328,9 @@ def test_a_summary_of_before_is_read() -> None:
     data = json.loads(to_json(summary()))
     for edge in data["summary"]["edges"]:
         edge["saturated_fraction"] = None
-    for name in ("score", "reward"):
+    for name in ("score", "rule", "reward"):
         del data["summary"][name]
-    assert from_json(json.dumps(data)) == summary()
+    assert from_json(json.dumps(data)) == summary(rule="")
     for wrong in ([], {"edges": 3}, {"edges": [3]}):
         with pytest.raises(BitwrightError, match="not a report summary: summary"):
             from_json(json.dumps({"schema": 1, "summary": wrong}))
@@ -410,7 +422,8 @@ def test_numbers_on_the_page_are_those_of_the_summary() -> None:
     text = words_of(page)
     assert (
         "12.3× smaller (1.08 MB → 88.1 KB); top-1 92.4 % → 91.9 % (0.5 ± ≤ 1.1 points lost); "
-        "answers agree on 96.1 % of the test inputs; verified tensor by tensor in ONNX Runtime 1.31.0 on x86_64."
+        "answers agree on 96.1 % of the test inputs; verified tensor by tensor in ONNX Runtime "
+        "1.31.0 on x86_64."
     ) in text
     assert row_of(page, "One width per channel chosen") == (
         "One width per channel chosen 3.00 88.1 KB 12.3× smaller 0.0418 ± 0.0028 "
@@ -486,21 +499,16 @@ def test_failed_verification_is_not_hidden() -> None:
     assert "verified tensor by tensor" not in text
 
 
-def test_the_bits_are_credited_to_the_score_that_was_used() -> None:
+def test_the_bits_are_credited_to_the_score_and_the_method_that_were_used() -> None:
     given = summary(score="half of what was asked")
-    assert "it is predicted what rounding would cost: half of what was asked. Bits go" in words_of(
-        render(given)
-    )
+    told = f"it is predicted what rounding would cost: half of what was asked. {RULE}"
+    assert told in words_of(render(given))
     old = words_of(render(summary()))  # of before scores were told
-    assert "Bits go to the channels" in old and "predicted what rounding would cost" not in old
-
-
-def test_uniform_widths_are_not_credited_to_curvature() -> None:
-    methods = tuple(replace(m, chosen=m.mean_bits == 4.0) for m in summary().methods)
-    text = words_of(render(summary(methods=methods)))
-    assert "That prediction was not used here" in text
-    assert "most loss per byte" not in text
-    assert "channels where they prevent the most loss per byte" in words_of(render(summary()))
+    assert RULE in old and "predicted what rounding would cost" not in old
+    older = summary(rule="", methods=tuple(replace(m, title="") for m in summary().methods))
+    text = words_of(render(older))
+    assert RULE not in text and row_of(render(older), "channels chosen 3.00 88.1 KB")
+    assert "uniform, 3 bits" in text and "Original, float32" in text
 
 
 def test_parts_that_do_not_add_up_are_told() -> None:

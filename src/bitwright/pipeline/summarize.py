@@ -18,6 +18,7 @@ from bitwright.deploy import Verification as Found
 from bitwright.network import Layer, Network
 from bitwright.pipeline.frontiers import shown
 from bitwright.pipeline.limits import lines
+from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.run import Run
 from bitwright.pipeline.settings import as_text
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
@@ -73,6 +74,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
             agreement=None if name == "float" else row.judgement.agreement,
             latency_ms=1000 * row.latency,
             lost_stderr=None if name == "float" else row.judgement.lost_stderr,
+            title="" if name == "float" else METHODS[name].title,
         )
         for name, row in run.judgements.items()
     )
@@ -126,6 +128,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         divergence=run.task.divergence,
         settings=as_text(run.settings),
         score=quantize.SCORES[run.score].words,
+        rule=METHODS[plan.method].rule,
         reward=run.bench.reward_name if run.learning else "",
         task=fingerprint(run.task),
         key=run.export_key,

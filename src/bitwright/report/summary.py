@@ -94,6 +94,7 @@ class MethodRow:
         latency_ms: median milliseconds for one row.
         lost_stderr: standard error of the metric's difference from the float model's, the two
             taken as pairs on the same rows.
+        title: what the table calls it; empty for the name itself.
     """
 
     name: str
@@ -107,6 +108,7 @@ class MethodRow:
     agreement: float | None = None
     latency_ms: float | None = None
     lost_stderr: float | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class Summary:
         task: fingerprint of the float weights and the calibration rows; empty if not known.
         key: of the exported file, a hash of all that it depends on; empty if not known.
         score: what the losses of channels were predicted to be, in words; empty if not known.
+        rule: how the chosen method hands out bits, in a sentence; empty if not known.
         reward: what a search minimized, in words; empty if there was none or it is not known.
     """
 
@@ -224,6 +227,7 @@ class Summary:
     task: str = ""
     key: str = ""
     score: str = ""
+    rule: str = ""
     reward: str = ""
 
     @property

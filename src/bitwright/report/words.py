@@ -16,40 +16,9 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹")
 #: an error of fewer points than a tenth gets another decimal
 _SMALL_ERROR = 0.001
 _SHARES = re.compile(r"top-?\d|acc|recall|precision|iou", re.IGNORECASE)
-_RULES = {
-    "layers": "Bits go to the layers where they prevent the most loss per byte.",
-    "channels": "Bits go to the channels where they prevent the most loss per byte.",
-    "cw-hawq": "The most sensitive channels get the most bits; a search over measured results "
-    "decided what share of the weights gets how many.",
-    "uniform": "That prediction was not used here: every channel has the same width.",
-    "hawq": "That prediction was not used here: layers got equal shares of the widths, in the "
-    "order of their largest curvature.",
-    "pareto": "Of the layers, no less sensitive one got more bits than a more sensitive one.",
-    "ilp": "Bits go to the layers where an integer program finds that they prevent the most loss.",
-    "local-moves": "Bits moved between layers as long as measured results improved.",
-    "cross-entropy": "The most sensitive channels get the most bits; a search over measured "
-    "results decided what share of the weights gets how many.",
-    "random-ratios": "The most sensitive channels get the most bits; the best of some random "
-    "shares of the widths was kept.",
-    "haq": "A search over measured results decided how many bits each layer gets.",
-}
 _UNWANTED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-_METHODS = {
-    "float": "Original, float32",
-    "uniform": "Uniform",
-    "layers": "One width per layer",
-    "channels": "One width per channel",
-    "cw-hawq": "CW-HAWQ search",
-    "hawq": "HAWQ, one width per layer",
-    "pareto": "HAWQ-V2, one width per layer",
-    "ilp": "HAWQ-V3, one width per layer",
-    "local-moves": "Channels, moved by results",
-    "cross-entropy": "Cross-entropy search",
-    "random-ratios": "Random ratios",
-    "haq": "HAQ search, one width per layer",
-}
 
 
 def plain(text: str) -> str:
@@ -135,7 +104,9 @@ def times(ratio: float) -> str:
 
 def method_name(row: MethodRow) -> str:
     """The name of a row in the table of methods."""
-    name = _METHODS.get(row.name, plain(row.name))
+    if row.name == "float":
+        return "Original, float32"
+    name = plain(row.title or row.name)
     if row.name == "uniform" and row.mean_bits is not None:
         bits = trimmed(f"{row.mean_bits:.2f}")
         return f"{name}, {bits} bit{'' if bits == '1' else 's'}"
@@ -144,11 +115,10 @@ def method_name(row: MethodRow) -> str:
 
 def why(summary: Summary) -> str:
     """What the run's score predicts, and how its method hands out bits; empty if not known."""
-    rule = _RULES.get(summary.chosen.name, "") if summary.chosen else ""
     if not summary.score:
-        return rule
+        return plain(summary.rule)
     told = "For every channel and width it is predicted what rounding would cost: "
-    return f"{told}{plain(summary.score)}. {rule}".strip()
+    return f"{told}{plain(summary.score)}. {plain(summary.rule)}".strip()
 
 
 def divergence_unit(summary: Summary) -> str:
