@@ -35,7 +35,7 @@ from bitwright.report import (
     words,
     write,
 )
-from bitwright.report.page import key_figures
+from bitwright.report.page import key_figures, stylesheet
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00\x1b{{ 7*7 }}"
 #: as the roster of methods has them
@@ -509,6 +509,27 @@ def test_the_bits_are_credited_to_the_score_and_the_method_that_were_used() -> N
     text = words_of(render(older))
     assert RULE not in text and row_of(render(older), "channels chosen 3.00 88.1 KB")
     assert "uniform, 3 bits" in text and "Original, float32" in text
+
+
+def test_every_size_stands_there_to_the_byte() -> None:
+    """Hovering is for those with a mouse."""
+    page = render(summary())
+    text = words_of(page)
+    assert "hover" not in text.lower()
+    for method in summary().methods:
+        name = words.method_name(method).replace(words.NBSP, " ")
+        assert f"{name} {method.bytes:,} " in text
+    for label, size in summary().bytes_breakdown[1:]:
+        assert row_of(page, f"in the chosen file: {label} ").endswith(f" {size:,}")
+    for row in summary().layers:
+        assert row_of(page, row.name).endswith(f" {row.float_bytes:,} {row.bytes:,}")
+
+
+def test_print_is_not_set_smaller_than_can_be_read() -> None:
+    style = stylesheet()
+    paper = style[style.rindex("@media print") :]
+    sizes = [float(size) for size in re.findall(r"font-size: ([0-9.]+)pt", paper)]
+    assert sizes and min(sizes) >= 7.5
 
 
 def test_parts_that_do_not_add_up_are_told() -> None:

@@ -22,6 +22,12 @@ _PAGE = """
 <section aria-labelledby="result-h">
 <h2 id="result-h">Accuracy and size</h2>
 {{ table("runs-c", told, columns, results, words_in=(0, 1), kind="methods runs") }}
+{% if sizes %}
+<details>
+<summary>Exact sizes</summary>
+{{ table("sizes-c", "Bytes of each run's file, and of its float model's.", size_columns, sizes) }}
+</details>
+{% endif %}
 </section>
 <section aria-labelledby="frontier-h">
 <h2 id="frontier-h">Size against loss</h2>
@@ -71,6 +77,12 @@ def render(found: Comparison) -> str:
         told=_told(runs),
         columns=_columns(runs),
         results=[_result(i, run, runs) for i, run in enumerate(runs, 1)],
+        size_columns=("Run", "Bytes", "Float, bytes"),
+        sizes=[
+            (f"{i} · {run.name}", *(f"{size:,}" if size else words.DASH for size in both))
+            for i, run in enumerate(runs, 1)
+            if any(both := (run.size_bytes, run.float_bytes))
+        ],
         drawn=Markup(chart(runs)),
         options=["Option", *(f"{i} · {run.name}" for i, run in enumerate(runs, 1))],
         every=range(len(runs) + 1),

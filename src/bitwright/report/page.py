@@ -74,6 +74,7 @@ def render(summary: Summary) -> str:
             "learning": Markup(curves.learning(summary)),
         },
         mismatch=size_mismatch(summary),
+        sizes=exact_sizes(summary),
         with_metric=any(m.metric is not None for m in summary.methods),
         with_latency=any(m.latency_ms is not None for m in summary.methods),
     )
@@ -165,6 +166,21 @@ def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
             outcome = f"{words.percent(v.same_class)} same class"
         found.append(("verification", "passed" if v.ok else "FAILED", outcome))
     return found
+
+
+def exact_sizes(summary: Summary) -> Markup | None:
+    """A table of every file and every part of the chosen one to the byte; None without any."""
+    files = [(words.method_name(m), m.bytes) for m in summary.methods]
+    parts = [(f"in the chosen file: {label}", size) for label, size in summary.bytes_breakdown[1:]]
+    if not files:
+        return None
+    return table(
+        "sizes-c",
+        "Bytes of each method's file, and of the parts of the chosen one; those of the layers are "
+        "in the table of all layers.",
+        ("File or part", "Bytes"),
+        [(words.plain(name), f"{size:,}") for name, size in files + parts],
+    )
 
 
 def size_mismatch(summary: Summary) -> str | None:
