@@ -102,6 +102,14 @@ def test_the_call_in_the_report_asks_for_the_same(settings: Settings):
         assert set(found) == {f.name for f in fields(Settings)} - {"budget", "max_drop"}
 
 
+def test_the_report_tells_how_far_each_layer_moved(made: bitwright.Result):
+    found = from_json((made.folder / "summary.json").read_text())
+    assert 0 < found.error_rows <= 32
+    errors = {row.name: row.output_error for row in found.layers}
+    assert list(errors) == list(tiny.LAYERS)
+    assert all(e is not None and 0 < e < 1 for e in errors.values()), errors
+
+
 def test_the_report_of_a_call_says_how_it_was_called(made: bitwright.Result):
     text = (made.folder / "summary.json").read_text()
     wanted = f"bitwright.compress(model, calibration, out={str(made.folder)!r}, budget='3bit')"

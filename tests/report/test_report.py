@@ -525,6 +525,20 @@ def test_every_size_stands_there_to_the_byte() -> None:
         assert row_of(page, row.name).endswith(f" {row.float_bytes:,} {row.bytes:,}")
 
 
+def test_the_layers_that_change_most_come_first() -> None:
+    rows = summary().layers
+    errors = {row.name: 0.01 * (1 + 7 * i % 20) for i, row in enumerate(rows)}
+    layers = tuple(replace(row, output_error=errors[row.name]) for row in rows)
+    page = render(replace(summary(error_rows=32), layers=(*layers[:-1], rows[-1])))
+    del errors[rows[-1].name]  # not known of a lookup
+    (found,) = re.findall(r'<caption id="changed-c">.*?</table>', page, re.S)
+    names = re.findall(r"<code>(.*?)</code>", found)
+    assert names == sorted(errors, key=lambda name: -errors[name])[:8]
+    assert f"{100 * errors[names[0]]:.1f} %" in found.replace(words.NBSP, " ")
+    assert "on 32 held-out calibration inputs" in found and "The other 11 differ less" in found
+    assert "Layers that change most" not in render(summary())
+
+
 def test_print_is_not_set_smaller_than_can_be_read() -> None:
     style = stylesheet()
     paper = style[style.rindex("@media print") :]

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -23,6 +24,9 @@ from bitwright.pipeline.run import Run
 from bitwright.pipeline.settings import as_text
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
 from bitwright.task import fingerprint
+
+#: held-out calibration rows that layers' outputs are compared on
+ERROR_ROWS = 32
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +101,8 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         (cost / network.weights, overhead + cost // 8, loss)
         for cost, loss in allocate.frontier(problem)
     )
+    rows = run.bench.held_out()[: min(ERROR_ROWS, quantize.rows_that_fit(network))]
+    errors = quantize.layer_errors(run.quantized, rows)
     frontiers = tuple(shown(c, network.weights, plan.cost) for c in run.frontiers)
     names = ("model.onnx", "model.safetensors", "plan.json", "sensitivity.safetensors")
     extra = ("frontier.json", "verify.json")
@@ -112,7 +118,10 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         target=f"{plan.cost / network.weights:.3f} bits a weight = {stored:,} stored bytes",
         methods=methods,
         layers=tuple(
-            _layer_row(run, layer, bits[layer.name], bases.get(layer.name), loss)
+            replace(
+                _layer_row(run, layer, bits[layer.name], bases.get(layer.name), loss),
+                output_error=errors.get(layer.name),
+            )
             for layer, loss in zip(network.layers, _losses(problem, network, bits), strict=True)
         ),
         edges=_edge_rows(run),
@@ -129,6 +138,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         settings=as_text(run.settings),
         score=quantize.SCORES[run.score].words,
         rule=METHODS[plan.method].rule,
+        error_rows=len(rows),
         reward=run.bench.reward_name if run.learning else "",
         task=fingerprint(run.task),
         key=run.export_key,

@@ -19,6 +19,8 @@ from bitwright.report.summary import Summary
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 #: a table of so few columns fits every screen
 _FIT = 5
+#: layers that are shown of those that change most
+_WORST = 8
 #: roles are said again because cards, which are no longer displayed as a table, would lose them
 _TABLE = """
 <div class="scroll" role="region" aria-labelledby="{{ ident }}" tabindex="0">
@@ -75,6 +77,7 @@ def render(summary: Summary) -> str:
         },
         mismatch=size_mismatch(summary),
         sizes=exact_sizes(summary),
+        changed=changed_most(summary),
         with_metric=any(m.metric is not None for m in summary.methods),
         with_latency=any(m.latency_ms is not None for m in summary.methods),
     )
@@ -180,6 +183,31 @@ def exact_sizes(summary: Summary) -> Markup | None:
         "in the table of all layers.",
         ("File or part", "Bytes"),
         [(words.plain(name), f"{size:,}") for name, size in files + parts],
+    )
+
+
+def changed_most(summary: Summary) -> Markup | None:
+    """A table of the layers whose outputs differ most from float; None if that is not known."""
+    known = [(row.output_error, row) for row in summary.layers if row.output_error is not None]
+    if not known:
+        return None
+    worst = sorted(known, key=lambda pair: -pair[0])[:_WORST]
+    rest = len(known) - len(worst)
+    return table(
+        "changed-c",
+        "Difference of a layer's output from the float network's, as a share of it (root mean "
+        f"square, on {summary.error_rows:,} held-out calibration inputs), with everything that was "
+        "rounded before it. It is what fewer bits cost, not a fault of the file."
+        + (f" The other {rest:,} differ less; summary.json has all." if rest else ""),
+        ("Layer", "Mean bits", "Output differs by"),
+        [
+            (
+                Markup("<code>{}</code>").format(words.plain(row.name)),
+                "32" if row.mean_bits is None else f"{row.mean_bits:.2f}",
+                words.percent(error),
+            )
+            for error, row in worst
+        ],
     )
 
 

@@ -35,6 +35,8 @@ class LayerRow:
             curvature left out) and from the draw of the samples.
         loss: predicted increase of the divergence by the chosen widths.
         float_bytes, bytes: of the weights and biases, before and after.
+        output_error: ‖ŷ − y‖ / ‖y‖ of its output on calibration rows, quantized against float, with
+            all that was rounded before it; None if not measured.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LayerRow:
     loss: float | None
     float_bytes: int
     bytes: int
+    output_error: float | None = None
 
     @property
     def mean_bits(self) -> float | None:
@@ -199,6 +202,7 @@ class Summary:
         key: of the exported file, a hash of all that it depends on; empty if not known.
         score: what the losses of channels were predicted to be, in words; empty if not known.
         rule: how the chosen method hands out bits, in a sentence; empty if not known.
+        error_rows: calibration rows that the layers' output errors are of.
         reward: what a search minimized, in words; empty if there was none or it is not known.
     """
 
@@ -229,6 +233,7 @@ class Summary:
     score: str = ""
     rule: str = ""
     reward: str = ""
+    error_rows: int = 0
 
     @property
     def chosen(self) -> MethodRow | None:
