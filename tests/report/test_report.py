@@ -535,7 +535,7 @@ def test_the_layers_that_change_most_come_first() -> None:
     names = re.findall(r"<code>(.*?)</code>", found)
     assert names == sorted(errors, key=lambda name: -errors[name])[:8]
     assert f"{100 * errors[names[0]]:.1f} %" in found.replace(words.NBSP, " ")
-    assert "on 32 held-out calibration inputs" in found and "The other 11 differ less" in found
+    assert "on 32 calibration inputs" in found and "The other 11 differ less" in found
     assert "Layers that change most" not in render(summary())
 
 

@@ -25,7 +25,7 @@ from bitwright.pipeline.settings import as_text
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
 from bitwright.task import fingerprint
 
-#: held-out calibration rows that layers' outputs are compared on
+#: calibration rows that layers' outputs are compared on: the last, since correction sees the first
 ERROR_ROWS = 32
 
 
@@ -101,7 +101,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         (cost / network.weights, overhead + cost // 8, loss)
         for cost, loss in allocate.frontier(problem)
     )
-    rows = run.bench.held_out()[: min(ERROR_ROWS, quantize.rows_that_fit(network))]
+    rows = run.calibration[-min(ERROR_ROWS, quantize.rows_that_fit(network)) :]
     errors = quantize.layer_errors(run.quantized, rows)
     frontiers = tuple(shown(c, network.weights, plan.cost) for c in run.frontiers)
     names = ("model.onnx", "model.safetensors", "plan.json", "sensitivity.safetensors")

@@ -196,8 +196,8 @@ def changed_most(summary: Summary) -> Markup | None:
     return table(
         "changed-c",
         "Difference of a layer's output from the float network's, as a share of it (root mean "
-        f"square, on {summary.error_rows:,} held-out calibration inputs), with everything that was "
-        "rounded before it. It is what fewer bits cost, not a fault of the file."
+        f"square, on {summary.error_rows:,} calibration inputs), with everything that was rounded "
+        "before it. It is what fewer bits cost, not a fault of the file."
         + (f" The other {rest:,} differ less; summary.json has all." if rest else ""),
         ("Layer", "Mean bits", "Output differs by"),
         [
