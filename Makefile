@@ -6,6 +6,7 @@
 #   make test-all               all of them, the blocks in README.md and docs/, tutorials and drills among them
 #   make check                  what CI runs: lint, types, documentation, tests
 #   make docs                   the documentation, into build/site
+#   make screenshots            the demo's report at 360 and 1,600 px, light and dark, into build/screenshots (Chromium)
 #   make wheel                  wheel and sdist, tried in an environment of their own outside the sources
 #   make audit                  dependencies that contradict each other, or have known vulnerabilities
 #   make coverage               branches of curvature, allocate and arith that their own tests reach
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: env demo test test-all check lint format types docs wheel audit coverage mutants clean distclean
+.PHONY: env demo test test-all check lint format types docs screenshots wheel audit coverage mutants clean distclean
 
 env: $(STAMP)
 
@@ -68,6 +69,9 @@ types: env
 
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+screenshots: demo
+	$(BIN)/python .ci/screenshots.py build/demo/report.html build/screenshots
 
 # the wheel is built from the sdist; what runs lies outside the sources
 wheel: env

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import bitwright
-from bitwright import BitwrightError
+from bitwright import BitwrightError, Settings
+from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.calls import compress_call
 from bitwright.pipeline.search import Workbench
 from bitwright.report import from_json
 from pipeline import tiny
@@ -61,6 +65,55 @@ def test_the_report_is_priced_as_the_plan_was(made: bitwright.Result):
     assert summary.key == stages["export"]["key"] and summary.task
     found = bitwright.compare(made.folder, shutil.copytree(made.folder, f"{made.folder}-2"))
     assert found.differing == () and found.notes == () and all(r.finished for r in found.runs)
+
+
+EVERY = Settings(
+    budget=None, max_kl=np.float64(0.05), method="cw-hawq", score="trace", activations=None,
+    epochs=2, order="hawq", seed=7, overrides={"0": {"min": np.int64(2)}, "ties": [["3", "7"]]},
+    skip=("7",), evaluations=9, batch=2, processes=1, calibration_rows=77, max_bops="1.2G",
+    max_latency="3ms", profile="it's.json", rounding="feedback", ranges="squared", equalize=0.5,
+    granularity="channel", augment="flip", temperature=1e-3, rate=0.1 + 0.2, refit_head=True,
+    accumulator=16, accumulator_kind="pairs", accumulator_mode="data", levels="multi-bit",
+    device="cuda",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings(budget=parse_budget("12.5%"), activations="auto", skip=["0", "3"]),  # type: ignore[arg-type]
+        Settings(budget=None, max_drop=1),
+        EVERY,
+    ],
+)
+def test_the_call_in_the_report_asks_for_the_same(settings: Settings):
+    """Python itself reads the line back: its literals are the settings."""
+    line = compress_call(["model", "calibration", "out='it\\'s'"], settings)
+    called = ast.parse(line, mode="eval").body
+    assert isinstance(called, ast.Call) and ast.unparse(called.func) == "bitwright.compress"
+    found = {str(k.arg): ast.literal_eval(k.value) for k in called.keywords}
+    assert found.pop("out") == "it's"
+    budget = found.pop("budget", None)
+    assert Settings(budget=budget and parse_budget(budget), **found) == settings
+    default = Settings()
+    assert all(value != getattr(default, name) for name, value in found.items())
+    if settings is EVERY:  # none was forgotten here either
+        assert set(found) == {f.name for f in fields(Settings)} - {"budget", "max_drop"}
+
+
+def test_the_report_tells_how_far_each_layer_moved(made: bitwright.Result):
+    found = from_json((made.folder / "summary.json").read_text())
+    assert 0 < found.error_rows <= 32
+    errors = {row.name: row.output_error for row in found.layers}
+    assert list(errors) == list(tiny.LAYERS)
+    assert all(e is not None and 0 < e < 1 for e in errors.values()), errors
+
+
+def test_the_report_of_a_call_says_how_it_was_called(made: bitwright.Result):
+    text = (made.folder / "summary.json").read_text()
+    wanted = f"bitwright.compress(model, calibration, out={str(made.folder)!r}, budget='3bit')"
+    assert from_json(text).command == wanted
 
 
 def test_what_is_loaded_answers_as_the_file_does(made: bitwright.Result):

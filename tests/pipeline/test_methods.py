@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitwright import Settings, cost, quantize
+from bitwright import Settings, allocate, cost, quantize
 from bitwright.deploy import artefact
 from bitwright.errors import BitwrightError
 from bitwright.pipeline import METHODS, Run
 from bitwright.pipeline import processes as pool
 from bitwright.pipeline import search as searching
 from bitwright.pipeline.budget import parse_budget
-from bitwright.report import words
+from bitwright.pipeline.methods import Method
+from bitwright.pipeline.summarize import summarize
+from bitwright.report import from_json, render, to_json
 from pipeline import tiny
 
 SEARCHES = [name for name, method in METHODS.items() if method.search]
@@ -93,6 +95,33 @@ def test_scores_are_kept_and_change_the_plan(start: Any):
         start(score="Trace")
 
 
+def test_the_report_tells_of_the_score_that_priced_the_plan(start: Any):
+    told = {
+        name: start(name, score=score, **options).score
+        for name, score, options in (
+            ("default", "actual-error", {}),
+            ("fed back", "actual-error", {"rounding": "feedback"}),
+            ("fisher", "fisher", {"rounding": "feedback"}),
+            ("guaranteed", "measured", {"accumulator": 16}),
+        )
+    }
+    assert told == {
+        "default": "actual-error", "fed back": "feedback", "fisher": "fisher",
+        "guaranteed": "trace",
+    }  # fmt: skip
+    said = summarize(start(score="trace"), "net").score
+    assert "Hessian trace" in said and said == quantize.SCORES["trace"].words
+    assert len({score.words for score in quantize.SCORES.values()}) == len(quantize.SCORES)
+
+
+def test_the_report_names_what_a_search_minimized(start: Any):
+    run = start(method="random-ratios", evaluations=4)
+    found = summarize(run, "net")
+    assert found.reward == "softened divergence on calibration rows, T² KL at T = 8"
+    assert min(value for _, value, _ in found.learning) == run.bench.reward(run.plan)
+    assert summarize(start("none"), "net").reward == ""
+
+
 def bops(run: Run) -> float:
     """From the stored network: MACs · bits of each weight · bits of what it reads."""
     stored = artefact.load(run.store.path("model.safetensors")).quantized
@@ -164,5 +193,19 @@ def test_what_cannot_be_meant(start: Any):
 
 
 def test_the_report_has_words_for_every_method():
-    assert set(METHODS) == set(words._RULES) == set(words._METHODS) - {"float"}
-    assert all(len(name) < 34 for name in words._METHODS.values())
+    for method in METHODS.values():
+        assert 0 < len(method.title) < 34 and method.rule.endswith(".")
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
+
+
+def test_a_method_is_a_line_in_the_roster_and_the_report_knows_it(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def solve(bench: searching.Workbench, problem: allocate.Problem) -> allocate.Plan:
+        return replace(allocate.knapsack(problem), method="own")
+
+    monkeypatch.setitem(METHODS, "own", Method("A method of my own", "Bits go by my rule.", solve))
+    found = from_json(to_json(summarize(start(method="own"), "net")))
+    assert [m.title for m in found.methods if m.chosen] == ["A method of my own"]
+    text = render(found)
+    assert "A method of my own <strong" in text and "Bits go by my rule." in text

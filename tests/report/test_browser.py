@@ -27,6 +27,8 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no chromium, chromium-browser or google-chrome here"),
 ]
 WIDTHS = (360, 1600)
+#: what A4 leaves between margins of 12 mm, in pixels
+PAPER = 703
 LONG = "a.very.long.name.of.a.layer.without.any.place.where.a.line.could.be.broken"
 #: a page that does all that a page of ours must not do
 WRONG = """<!DOCTYPE html><html lang="en"><body>
@@ -109,6 +111,12 @@ def compared() -> Comparison:
     return Comparison((*runs, killed), ("budget",), ("killed: unfinished, measured so far.",))
 
 
+def on_paper(page: str) -> str:
+    """The page as it is printed, on a screen."""
+    assert page.count("@media print {") == 1
+    return page.replace("@media print {", "@media all {")
+
+
 def pages(place: Path) -> dict[str, str]:
     """Every kind of page, with ordinary and with hostile content."""
     write_density(Density(np.array([0.0, 1.0]), np.array([0.5, 0.5]), 9), place / "d.html", LONG)
@@ -126,27 +134,33 @@ def pages(place: Path) -> dict[str, str]:
     }
 
 
+def chromium(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """It, with a profile of its own."""
+    return subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-extensions", "--disable-background-networking", "--hide-scrollbars",
+            f"--user-data-dir={place / 'profile'}", *words,
+        ],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], str]:
     """What the probe found in every page at every width, and the browser's console."""
     place = tmp_path_factory.mktemp("browser")
+    framed = [(name, width, page) for name, page in pages(place).items() for width in WIDTHS]
+    for name, content in (("report", summary()), ("hostile", hostile())):
+        framed.append((f"{name} on paper", PAPER, on_paper(render(content))))
     frames = "".join(
         f'<iframe title="{name} {width}" width="{width}" height="800" srcdoc="{escape(page)}">'
         "</iframe>"
-        for name, page in pages(place).items()
-        for width in WIDTHS
+        for name, width, page in framed
     )
     sheet = place / "sheet.html"
     sheet.write_text(f"<!DOCTYPE html><body>{frames}{PROBE}", encoding="utf-8")
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-extensions", "--disable-background-networking", "--hide-scrollbars",
-            f"--user-data-dir={place / 'profile'}", "--enable-logging=stderr", "--dump-dom",
-            sheet.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = chromium(place, "--enable-logging=stderr", "--dump-dom", sheet.as_uri())
     text = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     assert text is not None, done.stderr[-2000:]
     found = {entry["name"]: entry for entry in json.loads(unescape(text[1]))}
@@ -167,6 +181,33 @@ def test_nothing_overflows_and_nothing_is_loaded(
     assert found["content"] <= width, found
     assert found["outside"] == []
     assert found["loaded"] == [] and found["images"] == found["scripts"] == 0
+
+
+@pytest.mark.parametrize("page", ["report", "hostile"])
+def test_paper_is_wide_enough(page: str, seen: tuple[dict[str, dict[str, Any]], str]) -> None:
+    """What does not fit makes Chromium print all of the page smaller."""
+    found = seen[0][f"{page} on paper {PAPER}"]
+    assert found["content"] <= found["width"] == PAPER, found
+
+
+def printed(page: str, place: Path, name: str) -> int:
+    """Number of pages of the PDF that Chromium prints."""
+    place.joinpath(f"{name}.html").write_text(page, encoding="utf-8")
+    target = place / f"{name}.pdf"
+    source = place.joinpath(f"{name}.html").as_uri()
+    done = chromium(place, "--no-pdf-header-footer", f"--print-to-pdf={target}", source)
+    assert target.is_file(), done.stderr[-2000:]
+    return len(re.findall(rb"/Type\s*/Page\b", target.read_bytes()))
+
+
+def test_what_is_closed_is_printed(tmp_path: Path) -> None:
+    """As many pages as with everything open, and more than without what is closed."""
+    page = render(summary(layers=120))
+    assert "<details open" not in page and page.count("<details") == page.count("</details>") > 2
+    closed = printed(page, tmp_path, "closed")
+    assert closed == printed(page.replace("<details", "<details open"), tmp_path, "open")
+    left_out = re.sub("<details.*?</details>", "", page, flags=re.S)
+    assert closed > printed(left_out, tmp_path, "without") > 1
 
 
 def test_the_probe_sees_what_is_wrong(seen: tuple[dict[str, dict[str, Any]], str]) -> None:

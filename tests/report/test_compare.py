@@ -107,6 +107,17 @@ def test_a_judgement_pairs_the_rows() -> None:
     assert judge(task, x, x).lost_stderr == 0
 
 
+def test_every_size_stands_there_to_the_byte(tmp_path: Path) -> None:
+    found = bitwright.compare(*folders(tmp_path))
+    page = render(found)
+    sized = [run for run in found.runs if run.size_bytes and run.float_bytes]
+    assert sized
+    for i, run in enumerate(found.runs, 1):
+        if run in sized:
+            wanted = f"{i} · {run.name} {run.size_bytes:,} {run.float_bytes:,}"
+            assert wanted in words_of(page)
+
+
 def test_what_differs_and_what_is_unfinished(tmp_path: Path) -> None:
     found = bitwright.compare(*folders(tmp_path))
     # `model` is known of the killed run alone
@@ -205,7 +216,7 @@ def test_the_page_is_whole(tmp_path: Path) -> None:
     assert {p for _, n, v in reader.attributes if n == "aria-labelledby" for p in v.split()} <= {
         *ids
     }
-    assert reader.tags.count("table") == reader.tags.count("caption") == 3
+    assert reader.tags.count("table") == reader.tags.count("caption") == 4
     assert reader.tags.count("th") == len([1 for t, n, _ in reader.attributes if n == "scope"])
 
 

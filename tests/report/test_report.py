@@ -35,8 +35,18 @@ from bitwright.report import (
     words,
     write,
 )
+from bitwright.report.page import key_figures, stylesheet
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00\x1b{{ 7*7 }}"
+#: as the roster of methods has them
+TITLES = {
+    "float": "",
+    "uniform": "Uniform",
+    "layers": "One width per layer",
+    "channels": "One width per channel",
+    "cw-hawq": "CW-HAWQ search",
+}
+RULE = "Bits go to the channels where they prevent the most loss per byte."
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -93,7 +103,7 @@ def summary(layers: int = 20, per_layer: int = 35, **changes: Any) -> Summary:
         ),
         layers=rows,
         edges=tuple(
-            EdgeRow(f"relu_{i}", (35, 28, 28), 0.0213 + i / 1e3, 0, 1e-4 * (i + 1), 0.0007 * i)
+            EdgeRow(f"relu_{i}", (35, 28, 28), 0.0213 + i / 1e3, 0, 1e-4 * (i + 1))
             for i in range(6)
         ),
         verification=Verification(
@@ -140,7 +150,9 @@ def summary(layers: int = 20, per_layer: int = 35, **changes: Any) -> Summary:
         learning=tuple((i, kl, low) for i, (kl, low) in enumerate(zip(kls, best, strict=True))),
         timings=(("measure", 41.3), ("allocate", 0.4), ("correct", 12.25), ("verify", 9.1)),
         notes=("The test images were never used to choose widths.",),
+        rule=RULE,
     )
+    found = replace(found, methods=tuple(replace(m, title=TITLES[m.name]) for m in found.methods))
     return replace(found, **changes)
 
 
@@ -239,8 +251,11 @@ def hostile() -> Summary:
         budget=HOSTILE,
         target=HOSTILE,
         metric_name=HOSTILE,
+        score=HOSTILE,
+        rule=HOSTILE,
+        reward=HOSTILE,
         notes=(HOSTILE,),
-        methods=(*full.methods, MethodRow(HOSTILE, False, 2.0, 70_000)),
+        methods=(*full.methods, MethodRow(HOSTILE, False, 2.0, 70_000, title=HOSTILE)),
         layers=tuple(replace(row, name=HOSTILE, kind=HOSTILE) for row in full.layers),
         edges=tuple(replace(row, name=HOSTILE) for row in full.edges),
         verification=replace(
@@ -306,6 +321,19 @@ def test_broken_json_is_refused_with_the_place(change: Any, message: str) -> Non
     change(data)
     with pytest.raises(BitwrightError, match=message):
         from_json(json.dumps(data))
+
+
+def test_a_summary_of_before_is_read() -> None:
+    """With a share of saturated values that was never measured, and without what came later."""
+    data = json.loads(to_json(summary()))
+    for edge in data["summary"]["edges"]:
+        edge["saturated_fraction"] = None
+    for name in ("score", "rule", "reward"):
+        del data["summary"][name]
+    assert from_json(json.dumps(data)) == summary(rule="")
+    for wrong in ([], {"edges": 3}, {"edges": [3]}):
+        with pytest.raises(BitwrightError, match="not a report summary: summary"):
+            from_json(json.dumps({"schema": 1, "summary": wrong}))
 
 
 def test_text_that_is_no_json_is_refused() -> None:
@@ -393,8 +421,9 @@ def test_numbers_on_the_page_are_those_of_the_summary() -> None:
     page = render(summary())
     text = words_of(page)
     assert (
-        "12.3× smaller (1.08 MB → 88.1 KB); top-1 92.4 % → 91.9 % (± 0.8); answers agree on "
-        "96.1 % of the test inputs; verified tensor by tensor in ONNX Runtime 1.31.0 on x86_64."
+        "12.3× smaller (1.08 MB → 88.1 KB); top-1 92.4 % → 91.9 % (0.5 ± ≤ 1.1 points lost); "
+        "answers agree on 96.1 % of the test inputs; verified tensor by tensor in ONNX Runtime "
+        "1.31.0 on x86_64."
     ) in text
     assert row_of(page, "One width per channel chosen") == (
         "One width per channel chosen 3.00 88.1 KB 12.3× smaller 0.0418 ± 0.0028 "
@@ -470,12 +499,51 @@ def test_failed_verification_is_not_hidden() -> None:
     assert "verified tensor by tensor" not in text
 
 
-def test_uniform_widths_are_not_credited_to_curvature() -> None:
-    methods = tuple(replace(m, chosen=m.mean_bits == 4.0) for m in summary().methods)
-    text = words_of(render(summary(methods=methods)))
-    assert "It was not used here" in text
-    assert "most loss per byte" not in text
-    assert "channels where they prevent the most loss per byte" in words_of(render(summary()))
+def test_the_bits_are_credited_to_the_score_and_the_method_that_were_used() -> None:
+    given = summary(score="half of what was asked")
+    told = f"it is predicted what rounding would cost: half of what was asked. {RULE}"
+    assert told in words_of(render(given))
+    old = words_of(render(summary()))  # of before scores were told
+    assert RULE in old and "predicted what rounding would cost" not in old
+    older = summary(rule="", methods=tuple(replace(m, title="") for m in summary().methods))
+    text = words_of(render(older))
+    assert RULE not in text and row_of(render(older), "channels chosen 3.00 88.1 KB")
+    assert "uniform, 3 bits" in text and "Original, float32" in text
+
+
+def test_every_size_stands_there_to_the_byte() -> None:
+    """Hovering is for those with a mouse."""
+    page = render(summary())
+    text = words_of(page)
+    assert "hover" not in text.lower()
+    for method in summary().methods:
+        name = words.method_name(method).replace(words.NBSP, " ")
+        assert f"{name} {method.bytes:,} " in text
+    for label, size in summary().bytes_breakdown[1:]:
+        assert row_of(page, f"in the chosen file: {label} ").endswith(f" {size:,}")
+    for row in summary().layers:
+        assert row_of(page, row.name).endswith(f" {row.float_bytes:,} {row.bytes:,}")
+
+
+def test_the_layers_that_change_most_come_first() -> None:
+    rows = summary().layers
+    errors = {row.name: 0.01 * (1 + 7 * i % 20) for i, row in enumerate(rows)}
+    layers = tuple(replace(row, output_error=errors[row.name]) for row in rows)
+    page = render(replace(summary(error_rows=32), layers=(*layers[:-1], rows[-1])))
+    del errors[rows[-1].name]  # not known of a lookup
+    (found,) = re.findall(r'<caption id="changed-c">.*?</table>', page, re.S)
+    names = re.findall(r"<code>(.*?)</code>", found)
+    assert names == sorted(errors, key=lambda name: -errors[name])[:8]
+    assert f"{100 * errors[names[0]]:.1f} %" in found.replace(words.NBSP, " ")
+    assert "on 32 calibration inputs" in found and "The other 11 differ less" in found
+    assert "Layers that change most" not in render(summary())
+
+
+def test_print_is_not_set_smaller_than_can_be_read() -> None:
+    style = stylesheet()
+    paper = style[style.rindex("@media print") :]
+    sizes = [float(size) for size in re.findall(r"font-size: ([0-9.]+)pt", paper)]
+    assert sizes and min(sizes) >= 7.5
 
 
 def test_parts_that_do_not_add_up_are_told() -> None:
@@ -577,6 +645,16 @@ def test_learning_curve_has_a_dot_for_every_evaluation() -> None:
     assert "Without a finite value and left out: 1." in drawn
 
 
+def test_learning_curve_names_what_the_search_minimized() -> None:
+    reward = "softened divergence, T² KL at T = 8"
+    text = words_of(curves.learning(summary(reward=reward)))
+    assert f"Learning curve: {reward}" in text
+    assert f"It minimizes {reward}; these values are not comparable with the table's." in text
+    assert f"across: evaluation; up: {reward}, in nats" in text
+    for given in (summary(), summary(reward=reward)):
+        assert "KL divergence" not in words_of(curves.learning(given))
+
+
 def test_log_axis_places_decades() -> None:
     axis = svg.log_axis([1e-4, 1e-1])
     assert [label for _, label in axis.ticks] == ["10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]
@@ -651,4 +729,33 @@ def test_number(value: float, shown: str) -> None:
 def test_metric_that_is_no_share_is_not_a_percentage() -> None:
     methods = tuple(replace(m, metric=31.27, metric_stderr=0.12) for m in summary().methods)
     text = words_of(render(summary(methods=methods, metric_name="PSNR, dB")))
-    assert "PSNR, dB 31.27 → 31.27 (± 0.12)" in text
+    assert "PSNR, dB 31.27 → 31.27 (0 ± ≤ 0.17 lost)" in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "error", "said"),
+    [
+        (0.919, 0.008, ("points lost", "0.5 ± 0.8", "top-1 92.4 % → 91.9 %")),
+        (0.919, 0.0004, ("points lost", "0.50 ± 0.04", "top-1 92.4 % → 91.9 %")),
+        (0.931, 0.008, ("points gained", "0.7 ± 0.8", "top-1 92.4 % → 93.1 %")),
+        (0.919, None, ("points lost", "0.5 ± ≤ 1.1", "top-1 92.4 % → 91.9 %")),
+    ],
+)
+def test_what_was_lost_has_the_error_of_the_pairs(
+    metric: float, error: float | None, said: tuple[str, str, str]
+) -> None:
+    """Not the metric's own, which is as large where the same rows are lost twice."""
+    methods = tuple(
+        replace(m, metric=metric, lost_stderr=error) if m.chosen else m for m in summary().methods
+    )
+    given = summary(methods=methods)
+    plain = [tuple(t.replace(words.NBSP, " ") for t in key) for key in key_figures(given)]
+    assert said in plain
+    headline = words.headline(given).replace(words.NBSP, " ")
+    assert f"{said[2]} ({said[1]} {said[0]});" in headline
+
+
+def test_a_metric_without_the_float_models_is_shown_by_itself() -> None:
+    methods = tuple(replace(m, metric=None) if m.name == "float" else m for m in summary().methods)
+    text = words_of(render(summary(methods=methods)))
+    assert "top-1 91.9 % (± 0.8);" in text and "points lost" not in text

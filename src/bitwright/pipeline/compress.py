@@ -15,6 +15,7 @@ from bitwright.deploy import IntegerNetwork, Verification, artefact
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.pipeline.budget import parse_budget
+from bitwright.pipeline.calls import compress_call
 from bitwright.pipeline.judge import Judgement
 from bitwright.pipeline.measured import Progress, silent
 from bitwright.pipeline.run import Run
@@ -111,7 +112,11 @@ def compress(
     parsed = None if budget is None else parse_budget(budget)
     settings = Settings(budget=parsed, **known(Settings, options, "compress"))
     run = Run(task, settings, Path(out), progress)
-    return finish(run, type(task.model).__name__, f"bitwright.compress(…, budget={budget!r})")[0]
+    given = ["task"] if isinstance(model, Task) else ["model", "calibration"]
+    given += [f"out={str(out)!r}"]
+    if test is not None and not isinstance(model, Task):
+        given.append("test=test")
+    return finish(run, type(task.model).__name__, compress_call(given, settings))[0]
 
 
 def load(folder: str | Path) -> IntegerNetwork:

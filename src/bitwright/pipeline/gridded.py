@@ -119,12 +119,21 @@ class Gridded(Measured):
             progress=partial(self.progress, "fit accumulators"),
         ).edges
 
-    @cached_property
-    def predicted(self) -> quantize.Predicted | None:
-        """What another score than the trace predicts; `scores.safetensors`.
+    @property
+    def score(self) -> str:
+        """What prices the channels: the settings' score, as it is for the rounding and the grids.
 
         Grids that cannot overflow are priced by trace: the integers on them are not the nearest.
         """
+        s = self.settings
+        if self._guaranteed:
+            return "trace"
+        fed_back = s.score == "actual-error" and s.rounding == "feedback"
+        return "feedback" if fed_back else s.score
+
+    @cached_property
+    def predicted(self) -> quantize.Predicted | None:
+        """What another score than the trace predicts; `scores.safetensors`."""
         return self._predicted("score", "scores.safetensors", self.tables)
 
     @cached_property
@@ -139,11 +148,9 @@ class Gridded(Measured):
     def _predicted(
         self, stage: str, name: str, tables: dict[str, quantize.WeightTable]
     ) -> quantize.Predicted | None:
-        s = self.settings
-        if s.score == "trace" or self._guaranteed:
+        score = self.score
+        if score == "trace":
             return None
-        fed_back = s.score == "actual-error" and s.rounding == "feedback"
-        score = "feedback" if fed_back else s.score
         key = make_key(stage, self.base_key, score, self._labels_key)
         path = self.store.path(name)
         if not self.store.done(stage, key, path.name):

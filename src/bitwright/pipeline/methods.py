@@ -29,7 +29,9 @@ class Method:
     """One of the roster.
 
     Attributes:
-        words: what it is, for people.
+        title: what the report's table calls it, fewer than 34 characters.
+        rule: how it hands out bits, in a sentence of the report behind the one on the score, which
+            is a prediction of what rounding each channel to each width would cost.
         solve: a plan from predicted losses alone; for a search the one that stands in for it while
             a budget is looked for, and that it sets out from.
         search: (bench, problem, evaluate, **options) -> the best plan evaluated; None: `solve` is
@@ -37,7 +39,8 @@ class Method:
         free_activations: whether it takes problems whose activations are free.
     """
 
-    words: str
+    title: str
+    rule: str
     solve: Solve
     search: Search | None = None
     free_activations: bool = True
@@ -124,37 +127,72 @@ def layer_features(bench: Workbench) -> np.ndarray:
     return np.array(found, dtype=float)
 
 
+_RATIOS = "The most sensitive channels get the most bits; "
+_SEARCHED = "a search over measured results decided what share of the weights gets how many."
+
 METHODS: dict[str, Method] = {
-    "channels": Method("one width a channel, by predicted loss", _channels),
-    "cw-hawq": Method(
-        "ratios of the widths by a DDPG agent, channels in order of sensitivity", _channels,
-        _over_ratios(allocate.cw_hawq),
+    "channels": Method(
+        "One width per channel",
+        "Bits go to the channels where they prevent the most loss per byte.",
+        _channels,
     ),
-    "layers": Method("one width a layer (HAWQ-V2's score, solved exactly)", _layers),
-    "uniform": Method("one width for all", _uniform),
+    "cw-hawq": Method(
+        "CW-HAWQ search", _RATIOS + _SEARCHED, _channels, _over_ratios(allocate.cw_hawq)
+    ),
+    "layers": Method(
+        "One width per layer",
+        "Bits go to the layers where they prevent the most loss per byte.",
+        _layers,
+    ),
+    "uniform": Method(
+        "Uniform",
+        "That prediction was not used here: every channel has the same width.",
+        _uniform,
+    ),
     "hawq": Method(
-        "one width a layer, in equal shares down the order of λ/n", _hawq, free_activations=False
+        "HAWQ, one width per layer",
+        "That prediction was not used here: layers got equal shares of the widths, in the order of "
+        "their largest curvature.",
+        _hawq,
+        free_activations=False,
     ),
     "pareto": Method(
-        "HAWQ-V2: one width a layer, never wider down the order of the trace", _pareto,
+        "HAWQ-V2, one width per layer",
+        "Of the layers, none with a smaller Hessian trace got more bits than one with a larger.",
+        _pareto,
         free_activations=False,
     ),
-    "ilp": Method("HAWQ-V3: one width a layer by integer program", _ilp, free_activations=False),
+    "ilp": Method(
+        "HAWQ-V3, one width per layer",
+        "Bits go to the layers where an integer program finds that they prevent the most loss.",
+        _ilp,
+        free_activations=False,
+    ),
     "local-moves": Method(
-        "from channels' plan, moves of bits between layers, each evaluated", _channels, _local_moves
+        "Channels, moved by results",
+        "From the plan that is best by it, bits moved between layers as long as measured results "
+        "improved.",
+        _channels,
+        _local_moves,
     ),
     "cross-entropy": Method(
-        "ratios of the widths by the cross-entropy method", _channels,
-        _over_ratios(allocate.cross_entropy),
+        "Cross-entropy search", _RATIOS + _SEARCHED, _channels, _over_ratios(allocate.cross_entropy)
     ),
     "random-ratios": Method(
-        "ratios of the widths at random", _channels, _over_ratios(allocate.random_ratios)
+        "Random ratios",
+        _RATIOS + "the best of some random shares of the widths was kept.",
+        _channels,
+        _over_ratios(allocate.random_ratios),
     ),
     "haq": Method(
-        "one width a layer by a DDPG agent that walks the layers", _layers, _haq,
+        "HAQ search, one width per layer",
+        "From the plan that is best by it, a search over measured results decided how many bits "
+        "each layer gets.",
+        _layers,
+        _haq,
         free_activations=False,
     ),
-}  # fmt: skip
+}
 
 
 def require(name: str, free_activations: bool = False) -> Method:

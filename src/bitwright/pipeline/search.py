@@ -411,6 +411,13 @@ class Workbench:
         values = per_sample(self._reward / soft, found / soft, self.kind, self.class_axis)
         return soft**2 * float(values.mean())
 
+    @property
+    def reward_name(self) -> str:
+        """What :meth:`reward` is, for people."""
+        if self.kind != "kl":
+            return "squared difference on calibration rows"
+        return f"softened divergence on calibration rows, T² KL at T = {REWARD_TEMPERATURE:g}"
+
     def samples(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """Divergence of each held-out row, and the outputs there."""
         held_out = self.held_out()

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -18,10 +19,14 @@ from bitwright.deploy import Verification as Found
 from bitwright.network import Layer, Network
 from bitwright.pipeline.frontiers import shown
 from bitwright.pipeline.limits import lines
+from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.run import Run
 from bitwright.pipeline.settings import as_text
 from bitwright.report.summary import EdgeRow, LayerRow, MethodRow, Summary, Verification
 from bitwright.task import fingerprint
+
+#: calibration rows that layers' outputs are compared on: the last, since correction sees the first
+ERROR_ROWS = 32
 
 
 def versions() -> dict[str, str]:
@@ -73,6 +78,7 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
             agreement=None if name == "float" else row.judgement.agreement,
             latency_ms=1000 * row.latency,
             lost_stderr=None if name == "float" else row.judgement.lost_stderr,
+            title="" if name == "float" else METHODS[name].title,
         )
         for name, row in run.judgements.items()
     )
@@ -95,6 +101,8 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         (cost / network.weights, overhead + cost // 8, loss)
         for cost, loss in allocate.frontier(problem)
     )
+    rows = run.calibration[-min(ERROR_ROWS, quantize.rows_that_fit(network)) :]
+    errors = quantize.layer_errors(run.quantized, rows)
     frontiers = tuple(shown(c, network.weights, plan.cost) for c in run.frontiers)
     names = ("model.onnx", "model.safetensors", "plan.json", "sensitivity.safetensors")
     extra = ("frontier.json", "verify.json")
@@ -110,7 +118,10 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         target=f"{plan.cost / network.weights:.3f} bits a weight = {stored:,} stored bytes",
         methods=methods,
         layers=tuple(
-            _layer_row(run, layer, bits[layer.name], bases.get(layer.name), loss)
+            replace(
+                _layer_row(run, layer, bits[layer.name], bases.get(layer.name), loss),
+                output_error=errors.get(layer.name),
+            )
             for layer, loss in zip(network.layers, _losses(problem, network, bits), strict=True)
         ),
         edges=_edge_rows(run),
@@ -125,6 +136,10 @@ def summarize(run: Run, model: str, command: str | None = None) -> Summary:
         notes=_notes(run),
         divergence=run.task.divergence,
         settings=as_text(run.settings),
+        score=quantize.SCORES[run.score].words,
+        rule=METHODS[plan.method].rule,
+        error_rows=len(rows),
+        reward=run.bench.reward_name if run.learning else "",
         task=fingerprint(run.task),
         key=run.export_key,
     )
@@ -253,7 +268,7 @@ def _edge_rows(run: Run) -> tuple[EdgeRow, ...]:
         size = max(int(np.prod(edge.shape)), 1)
         trace = float(run.sensitivity.edges[edge.name].value.sum() / size)
         mean = round(grid.mean_bits, 2) if grid.widths else None
-        row = EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, None, grid.bits, mean)
+        row = EdgeRow(edge.name, edge.shape, grid.scale, grid.zero, trace, grid.bits, mean)
         rows.append(row)
     return tuple(rows)
 

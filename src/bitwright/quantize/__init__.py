@@ -14,6 +14,7 @@ from bitwright.quantize.edge_scores import EdgeTable, edge_problem, edge_tables
 from bitwright.quantize.equalize import equalized
 from bitwright.quantize.feedback import FEEDBACK_ROWS, round_by_moments, round_with_feedback
 from bitwright.quantize.joint import blank_edges, edge_grids, edge_order, with_activations
+from bitwright.quantize.layer_errors import layer_errors
 from bitwright.quantize.learned import learn_rounding
 from bitwright.quantize.moments import Moments, float_moments
 from bitwright.quantize.problem import (
@@ -77,6 +78,7 @@ __all__ = [
     "float_outputs",
     "input_tops",
     "layer_eigenvalues",
+    "layer_errors",
     "layer_order",
     "layer_ties",
     "learn_rounding",

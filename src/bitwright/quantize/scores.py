@@ -250,14 +250,51 @@ def _measured(given: _Given) -> Predicted:
     )
 
 
+@dataclass(frozen=True)
+class Score:
+    """One of the roster.
+
+    Attributes:
+        words: what it predicts that rounding costs, for people; goes on after a colon.
+        predict: losses of every channel at every width.
+    """
+
+    words: str
+    predict: Callable[[_Given], Predicted]
+
+
 #: predicted losses of every channel at every width, by the name that `channel_problem` takes
-SCORES: dict[str, Callable[[_Given], Predicted]] = {
-    "trace": _trace,
-    "eigenvalue": _eigenvalue,
-    "fisher": _fisher,
-    "actual-error": _actual_error,
-    "feedback": _feedback,
-    "measured": _measured,
+SCORES: dict[str, Score] = {
+    "trace": Score(
+        "half the mean curvature of a channel's weights, from its Hessian trace, times the squared "
+        "error that rounding makes",
+        _trace,
+    ),
+    "eigenvalue": Score(
+        "half the layer's largest curvature, the top eigenvalue of its Hessian for each weight, "
+        "times the squared error that rounding makes",
+        _eigenvalue,
+    ),
+    "fisher": Score(
+        "half the empirical Fisher trace, of the loss at the labels, times the squared error of a "
+        "rounding that is spread evenly over a step",
+        _fisher,
+    ),
+    "actual-error": Score(
+        "half the quadratic form of the error that rounding really makes, in the curvature of the "
+        "outputs",
+        _actual_error,
+    ),
+    "feedback": Score(
+        "half the quadratic form of what error feedback leaves of the rounding error, in the "
+        "curvature of the outputs",
+        _feedback,
+    ),
+    "measured": Score(
+        "how far the outputs move when that channel alone is rounded, as measured on calibration "
+        "rows",
+        _measured,
+    ),
 }
 
 
@@ -278,7 +315,7 @@ def predict(
     """
     if score not in SCORES:
         raise BitwrightError(f"score {score!r} is unknown; use one of {', '.join(SCORES)}")
-    return SCORES[score](_Given(network, sensitivity, tables, shrink, score, rows))
+    return SCORES[score].predict(_Given(network, sensitivity, tables, shrink, score, rows))
 
 
 def channel_losses(

@@ -21,12 +21,14 @@ def simulate(
     *,
     chunk: int = 64,
     note: Callable[[Node, tuple[Any, ...]], None] | None = None,
+    found: Callable[[Node, Any], None] | None = None,
 ) -> Tensor:
     """Outputs of the quantized network for the rows `x`, [n, ...], without gradient.
 
     Args:
         quantized: the network; x: [n, ...] rows, `chunk` at a time.
         note: called with every operation and its arguments before it is computed.
+        found: called with every operation and its value before that is rounded.
     """
     group = {e.name: e.group for e in quantized.network.edges}
     edges = quantized.edges
@@ -38,7 +40,10 @@ def simulate(
     def call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if note:
             note(node, args)
-        return edge(node, node.target(*args, **kwargs))  # type: ignore[operator]
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if found:
+            found(node, value)
+        return edge(node, value)
 
     weights = constants(quantized.network, quantized.layers)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from bitwright.report import svg, words
 from bitwright.report.comparison import ComparedRun, Comparison
 from bitwright.report.figures import absent, figure
 from bitwright.report.page import framed, sized
+from bitwright.report.summary import Lost
 
 _PAGE = """
 {% for note in notes %}
@@ -21,6 +22,12 @@ _PAGE = """
 <section aria-labelledby="result-h">
 <h2 id="result-h">Accuracy and size</h2>
 {{ table("runs-c", told, columns, results, words_in=(0, 1), kind="methods runs") }}
+{% if sizes %}
+<details>
+<summary>Exact sizes</summary>
+{{ table("sizes-c", "Bytes of each run's file, and of its float model's.", size_columns, sizes) }}
+</details>
+{% endif %}
 </section>
 <section aria-labelledby="frontier-h">
 <h2 id="frontier-h">Size against loss</h2>
@@ -70,6 +77,12 @@ def render(found: Comparison) -> str:
         told=_told(runs),
         columns=_columns(runs),
         results=[_result(i, run, runs) for i, run in enumerate(runs, 1)],
+        size_columns=("Run", "Bytes", "Float, bytes"),
+        sizes=[
+            (f"{i} · {run.name}", *(f"{size:,}" if size else words.DASH for size in both))
+            for i, run in enumerate(runs, 1)
+            if any(both := (run.size_bytes, run.float_bytes))
+        ],
         drawn=Markup(chart(runs)),
         options=["Option", *(f"{i} · {run.name}" for i, run in enumerate(runs, 1))],
         every=range(len(runs) + 1),
@@ -125,13 +138,8 @@ def lost(run: ComparedRun) -> str:
     """What the metric lost with its standard error: in points (of 100) where it is a share."""
     if run.lost is None:
         return words.DASH
-    share = _is_share(run)
-    value = f"{100 * run.lost:.2f}" if share else words.number(run.lost)
-    if run.lost_stderr is not None:
-        error = f"{100 * run.lost_stderr:.2f}" if share else words.number(run.lost_stderr, 2)
-        bound = "" if run.lost_paired else f"≤{words.NBSP}"
-        value += f" ±{words.NBSP}{bound}{error}"
-    return value
+    found = Lost(run.lost, run.lost_stderr, run.lost_paired)
+    return words.difference(found, _is_share(run), 2)
 
 
 def metric(run: ComparedRun) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,11 +232,7 @@ def _finished(folder: Path, name: str, summary: Summary, options: Mapping[str, A
     asked = _asked(options)
     settings = {n: asked[n] for n in _WHAT if n in asked} | (summary.settings or asked)
     before = None if original is None else original.metric
-    lost = None if before is None or chosen.metric is None else before - chosen.metric
-    error, paired = chosen.lost_stderr, chosen.lost_stderr is not None
-    if error is None and original is not None:
-        errors = (original.metric_stderr, chosen.metric_stderr)
-        error = None if None in errors else math.hypot(*(e for e in errors if e is not None))
+    lost = summary.lost
     verification = summary.verification
     return ComparedRun(
         name=name,
@@ -257,9 +252,9 @@ def _finished(folder: Path, name: str, summary: Summary, options: Mapping[str, A
         metric_name=summary.metric_name,
         metric=chosen.metric,
         float_metric=before,
-        lost=lost,
-        lost_stderr=None if lost is None else error,
-        lost_paired=paired,
+        lost=None if lost is None else lost.value,
+        lost_stderr=None if lost is None else lost.stderr,
+        lost_paired=lost is not None and lost.paired,
         agreement=chosen.agreement,
         latency_ms=chosen.latency_ms,
         float_latency_ms=None if original is None else original.latency_ms,

@@ -17,6 +17,7 @@ from bitwright.report.words import (
     method_name,
     number,
     percent,
+    plain,
 )
 
 #: a search whose values span more than this factor gets a logarithmic axis
@@ -104,7 +105,7 @@ def frontier(summary: Summary) -> str:
 
 
 def learning(summary: Summary) -> str:
-    """Divergence of every plan a search evaluated, and the best so far."""
+    """What a search minimized, of every plan it evaluated, and the best so far."""
     points = [p for p in summary.learning if math.isfinite(p[1]) and math.isfinite(p[2])]
     if not points:
         return absent("No learning curve is shown: no search was run.")
@@ -119,21 +120,21 @@ def learning(summary: Summary) -> str:
         stairs += [(after[0], before[1]), after] if after[1] != before[1] else []
     stairs.append((best[-1][0], best[-1][1]))
     unit, first, last = divergence_unit(summary), points[0][2], points[-1][2]
+    reward = plain(summary.reward) or "the search's own measure of loss"
     skipped = len(summary.learning) - len(points)
+    went = f"{number(first)} to {number(last)} {unit}"
     return figure(
         svg.plane(
             "learning",
-            "Learning curve",
-            f"{len(points):,} plans were evaluated; the best divergence went from {number(first)} "
-            f"to {number(last)} {unit}.",
+            f"Learning curve: {reward}",
+            f"{len(points):,} plans were evaluated; the best went from {went}.",
             x,
             y,
             svg.curves(("evaluated", svg.dots(every)), ("curve", svg.line(stairs))),
         ),
-        f"The search: {len(points):,} plans evaluated, the best went from {number(first)} to "
-        f"{number(last)} {unit}."
+        f"The search: {len(points):,} plans evaluated, the best went from {went}. It minimizes "
+        f"{reward}; these values are not comparable with the table's."
         + (f" Without a finite value and left out: {skipped:,}." if skipped else ""),
         [("evaluated", "an evaluated plan"), ("curve", "best so far")],
-        f"across: evaluation; up: {divergence_name(summary)} in {unit}"
-        + (", logarithmic" if log else ""),
+        f"across: evaluation; up: {reward}, in {unit}" + (", logarithmic" if log else ""),
     )

@@ -19,6 +19,8 @@ from bitwright.report.summary import Summary
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 #: a table of so few columns fits every screen
 _FIT = 5
+#: layers that are shown of those that change most
+_WORST = 8
 #: roles are said again because cards, which are no longer displayed as a table, would lose them
 _TABLE = """
 <div class="scroll" role="region" aria-labelledby="{{ ident }}" tabindex="0">
@@ -60,7 +62,7 @@ def render(summary: Summary) -> str:
         policy=POLICY,
         headline=words.headline(summary),
         comparison=words.comparison(summary),
-        rule=words.rule(summary),
+        why=words.why(summary),
         keys=key_figures(summary),
         unit=words.divergence_unit(summary),
         divergence=words.divergence_name(summary),
@@ -74,6 +76,8 @@ def render(summary: Summary) -> str:
             "learning": Markup(curves.learning(summary)),
         },
         mismatch=size_mismatch(summary),
+        sizes=exact_sizes(summary),
+        changed=changed_most(summary),
         with_metric=any(m.metric is not None for m in summary.methods),
         with_latency=any(m.latency_ms is not None for m in summary.methods),
     )
@@ -141,10 +145,13 @@ def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
         found.append((what, number, change) if ratio != 1 else ("size", "1×", change))
     if chosen.mean_bits is not None:
         found.append(("bits per weight", f"{chosen.mean_bits:.2f}", "mean; the original has 32"))
-    if chosen.metric is not None:
+    lost = words.lost_words(summary)
+    if lost is not None and original is not None:
+        metrics = (original.metric or 0.0, chosen.metric or 0.0)
+        was = " → ".join(words.metric_value(summary, value) for value in metrics)
+        found.append((lost[1], lost[0], f"{words.plain(summary.metric_name)} {was}"))
+    elif chosen.metric is not None:
         was = "test inputs"
-        if original is not None and original.metric is not None:
-            was = f"was {words.metric_value(summary, original.metric)}"
         if chosen.metric_stderr is not None:
             error = words.metric_error(summary, chosen.metric_stderr)
             was += f"; ±{words.NBSP}{error} {'points' if words.in_percent(summary) else ''}"
@@ -162,6 +169,46 @@ def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
             outcome = f"{words.percent(v.same_class)} same class"
         found.append(("verification", "passed" if v.ok else "FAILED", outcome))
     return found
+
+
+def exact_sizes(summary: Summary) -> Markup | None:
+    """A table of every file and every part of the chosen one to the byte; None without any."""
+    files = [(words.method_name(m), m.bytes) for m in summary.methods]
+    parts = [(f"in the chosen file: {label}", size) for label, size in summary.bytes_breakdown[1:]]
+    if not files:
+        return None
+    return table(
+        "sizes-c",
+        "Bytes of each method's file, and of the parts of the chosen one; those of the layers are "
+        "in the table of all layers.",
+        ("File or part", "Bytes"),
+        [(words.plain(name), f"{size:,}") for name, size in files + parts],
+    )
+
+
+def changed_most(summary: Summary) -> Markup | None:
+    """A table of the layers whose outputs differ most from float; None if that is not known."""
+    known = [(row.output_error, row) for row in summary.layers if row.output_error is not None]
+    if not known:
+        return None
+    worst = sorted(known, key=lambda pair: -pair[0])[:_WORST]
+    rest = len(known) - len(worst)
+    return table(
+        "changed-c",
+        "Difference of a layer's output from the float network's, as a share of it (root mean "
+        f"square, on {summary.error_rows:,} calibration inputs), with everything that was rounded "
+        "before it. It is what fewer bits cost, not a fault of the file."
+        + (f" The other {rest:,} differ less; summary.json has all." if rest else ""),
+        ("Layer", "Mean bits", "Output differs by"),
+        [
+            (
+                Markup("<code>{}</code>").format(words.plain(row.name)),
+                "32" if row.mean_bits is None else f"{row.mean_bits:.2f}",
+                words.percent(error),
+            )
+            for error, row in worst
+        ],
+    )
 
 
 def size_mismatch(summary: Summary) -> str | None:

@@ -15,6 +15,8 @@ from bitwright.codec import decode, encode
 from bitwright.errors import BitwrightError
 
 SCHEMA = 1
+#: what rows of earlier summaries have, and no program has ever filled
+_DROPPED = {"edges": ("saturated_fraction",)}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class LayerRow:
             curvature left out) and from the draw of the samples.
         loss: predicted increase of the divergence by the chosen widths.
         float_bytes, bytes: of the weights and biases, before and after.
+        output_error: ‖ŷ − y‖ / ‖y‖ of its output on calibration rows, quantized against float, with
+            all that was rounded before it; None if not measured.
     """
 
     name: str
@@ -47,6 +51,7 @@ class LayerRow:
     loss: float | None
     float_bytes: int
     bytes: int
+    output_error: float | None = None
 
     @property
     def mean_bits(self) -> float | None:
@@ -63,7 +68,6 @@ class EdgeRow:
         shape: of one input's activation, without the batch.
         scale, zero_point: value = scale · (q − zero_point), q in 0..2^bits − 1.
         trace: mean Hessian trace per element; None if not measured.
-        saturated_fraction: share of calibration values outside the grid; None if not measured.
         bits: width of the grid.
         mean_bits: of its channels; None where all have `bits`.
     """
@@ -73,7 +77,6 @@ class EdgeRow:
     scale: float
     zero_point: int
     trace: float | None
-    saturated_fraction: float | None
     bits: int = 8
     mean_bits: float | None = None
 
@@ -94,6 +97,7 @@ class MethodRow:
         latency_ms: median milliseconds for one row.
         lost_stderr: standard error of the metric's difference from the float model's, the two
             taken as pairs on the same rows.
+        title: what the table calls it; empty for the name itself.
     """
 
     name: str
@@ -107,6 +111,7 @@ class MethodRow:
     agreement: float | None = None
     latency_ms: float | None = None
     lost_stderr: float | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,22 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """What the metric lost.
+
+    Attributes:
+        value: float model's − chosen one's.
+        stderr: its standard error; None if not known.
+        paired: whether that is of the pairs on the same rows; else it is the larger one of two
+            models judged on rows of their own.
+    """
+
+    value: float
+    stderr: float | None
+    paired: bool
+
+
+@dataclass(frozen=True)
 class Summary:
     """All of a report.
 
@@ -171,7 +192,7 @@ class Summary:
             the chosen file and add up to it.
         frontier: (mean bits, bytes, predicted loss) of optimal plans; bytes as in `methods`.
         frontiers: by channel and by layer, against the bits of a weight.
-        learning: (evaluation, divergence, best so far) of a search; empty for others.
+        learning: (evaluation, reward, best so far) of a search; empty for others.
         timings: (stage, seconds).
         metric_name: of the metric in `methods`.
         notes: what the user should be told.
@@ -179,6 +200,10 @@ class Summary:
         settings: what the run was asked for, as :func:`setting_text` writes it.
         task: fingerprint of the float weights and the calibration rows; empty if not known.
         key: of the exported file, a hash of all that it depends on; empty if not known.
+        score: what the losses of channels were predicted to be, in words; empty if not known.
+        rule: how the chosen method hands out bits, in a sentence; empty if not known.
+        error_rows: calibration rows that the layers' output errors are of.
+        reward: what a search minimized, in words; empty if there was none or it is not known.
     """
 
     title: str
@@ -205,6 +230,10 @@ class Summary:
     settings: dict[str, str] = field(default_factory=dict)
     task: str = ""
     key: str = ""
+    score: str = ""
+    rule: str = ""
+    reward: str = ""
+    error_rows: int = 0
 
     @property
     def chosen(self) -> MethodRow | None:
@@ -221,6 +250,17 @@ class Summary:
     def original(self) -> MethodRow | None:
         """The float model."""
         return next((m for m in self.methods if m.name == "float"), None)
+
+    @property
+    def lost(self) -> Lost | None:
+        """What the chosen method's metric lost; None if it or the float model's is not known."""
+        chosen, original = self.chosen, self.original
+        if chosen is None or original is None or chosen.metric is None or original.metric is None:
+            return None
+        error, own = chosen.lost_stderr, (original.metric_stderr, chosen.metric_stderr)
+        if error is None and own[0] is not None and own[1] is not None:
+            error = math.hypot(own[0], own[1])
+        return Lost(original.metric - chosen.metric, error, chosen.lost_stderr is not None)
 
 
 def setting_text(value: Any) -> str | None:
@@ -258,9 +298,20 @@ def from_json(text: str) -> Summary:
         raise BitwrightError(
             f"report summary has schema {found['schema']!r}; this version reads {SCHEMA}"
         )
+    _drop(found["summary"])
     try:
         summary = decode(Summary, found["summary"], "summary")
     except ValueError as error:
         raise BitwrightError(f"not a report summary: {error}") from error
     assert isinstance(summary, Summary)
     return summary
+
+
+def _drop(found: Any) -> None:
+    """Take out of a summary's rows what this version no longer has."""
+    for part, names in _DROPPED.items():
+        rows = found.get(part) if isinstance(found, dict) else None
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict):
+                for name in names:
+                    row.pop(name, None)

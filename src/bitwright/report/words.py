@@ -5,47 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
-from bitwright.report.summary import LayerRow, MethodRow, Summary, Verification
+from bitwright.report.summary import LayerRow, Lost, MethodRow, Summary, Verification
 
 NBSP = "\u00a0"
 DASH = "\u2013"
 MISSING = f"{DASH} not measured"
 _SUPERSCRIPT = str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: an error of fewer points than a tenth gets another decimal
+_SMALL_ERROR = 0.001
 _SHARES = re.compile(r"top-?\d|acc|recall|precision|iou", re.IGNORECASE)
-_RULES = {
-    "layers": "Bits go to the layers where they prevent the most loss per byte.",
-    "channels": "Bits go to the channels where they prevent the most loss per byte.",
-    "cw-hawq": "The most sensitive channels get the most bits; a search over measured results "
-    "decided what share of the weights gets how many.",
-    "uniform": "It was not used here: every channel has the same width.",
-    "hawq": "Layers got equal shares of the widths, in the order of their largest curvature.",
-    "pareto": "Of the layers, no less sensitive one got more bits than a more sensitive one.",
-    "ilp": "Bits go to the layers where an integer program finds that they prevent the most loss.",
-    "local-moves": "Bits moved between layers as long as measured results improved.",
-    "cross-entropy": "The most sensitive channels get the most bits; a search over measured "
-    "results decided what share of the weights gets how many.",
-    "random-ratios": "The most sensitive channels get the most bits; the best of some random "
-    "shares of the widths was kept.",
-    "haq": "A search over measured results decided how many bits each layer gets.",
-}
 _UNWANTED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-_METHODS = {
-    "float": "Original, float32",
-    "uniform": "Uniform",
-    "layers": "One width per layer",
-    "channels": "One width per channel",
-    "cw-hawq": "CW-HAWQ search",
-    "hawq": "HAWQ, one width per layer",
-    "pareto": "HAWQ-V2, one width per layer",
-    "ilp": "HAWQ-V3, one width per layer",
-    "local-moves": "Channels, moved by results",
-    "cross-entropy": "Cross-entropy search",
-    "random-ratios": "Random ratios",
-    "haq": "HAQ search, one width per layer",
-}
 
 
 def plain(text: str) -> str:
@@ -131,16 +104,21 @@ def times(ratio: float) -> str:
 
 def method_name(row: MethodRow) -> str:
     """The name of a row in the table of methods."""
-    name = _METHODS.get(row.name, plain(row.name))
+    if row.name == "float":
+        return "Original, float32"
+    name = plain(row.title or row.name)
     if row.name == "uniform" and row.mean_bits is not None:
         bits = trimmed(f"{row.mean_bits:.2f}")
         return f"{name}, {bits} bit{'' if bits == '1' else 's'}"
     return name
 
 
-def rule(summary: Summary) -> str:
-    """How the chosen method hands out bits; empty for one this version does not know."""
-    return _RULES.get(summary.chosen.name, "") if summary.chosen else ""
+def why(summary: Summary) -> str:
+    """What the run's score predicts, and how its method hands out bits; empty if not known."""
+    if not summary.score:
+        return plain(summary.rule)
+    told = "For every channel and width it is predicted what rounding would cost: "
+    return f"{told}{plain(summary.score)}. {plain(summary.rule)}".strip()
 
 
 def divergence_unit(summary: Summary) -> str:
@@ -172,6 +150,29 @@ def metric_value(summary: Summary, value: float) -> str:
 def metric_error(summary: Summary, stderr: float) -> str:
     """A standard error of the metric, in percentage points where it is a share."""
     return f"{100 * stderr:.1f}" if in_percent(summary) else number(stderr, 2)
+
+
+def difference(lost: Lost, share: bool, places: int) -> str:
+    """`0.6 ± 0.8`, in points where it is of a share; `± ≤` before a bound of the error.
+
+    Args:
+        places: decimals of points.
+    """
+    text = f"{100 * lost.value:.{places}f}" if share else number(lost.value)
+    if lost.stderr is None:
+        return text
+    error = f"{100 * lost.stderr:.{places}f}" if share else number(lost.stderr, 2)
+    return f"{text} ±{NBSP}{'' if lost.paired else f'≤{NBSP}'}{error}"
+
+
+def lost_words(summary: Summary) -> tuple[str, str] | None:
+    """(`0.6 ± 0.8`, `points lost`) of the chosen method's metric; None if it is not known."""
+    lost, share = summary.lost, in_percent(summary)
+    if lost is None:
+        return None
+    small = lost.stderr is not None and lost.stderr < _SMALL_ERROR
+    figure = difference(replace(lost, value=abs(lost.value)), share, 2 if small else 1)
+    return figure, f"{'points ' if share else ''}{'gained' if lost.value < 0 else 'lost'}"
 
 
 def size_ratio(summary: Summary) -> float | None:
@@ -209,7 +210,10 @@ def headline(summary: Summary) -> str:
         text = metric_value(summary, chosen.metric)
         if original is not None and original.metric is not None:
             text = f"{metric_value(summary, original.metric)} → {text}"
-        if chosen.metric_stderr is not None:
+        lost = lost_words(summary)
+        if lost is not None:
+            text += f" ({' '.join(lost)})"
+        elif chosen.metric_stderr is not None:
             text += f" (±{NBSP}{metric_error(summary, chosen.metric_stderr)})"
         parts.append(f"{plain(summary.metric_name)} {text}")
     else:
