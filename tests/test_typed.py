@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-
 from typing import Any, get_type_hints
 
 import pytest

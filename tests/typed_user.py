@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import bitwright
-from bitwright import IntegerNetwork, Plan, Problem, Result, Sensitivity, Settings, Task
+from bitwright import IntegerNetwork, Plan, Problem, Result, Sensitivity, Settings, Task, multibit
 from bitwright import graph as graphs
-from bitwright import multibit
 from bitwright.allocate import knapsack
 from bitwright.train.saga import Penalty, Solution, importance
 from bitwright.train.saga import Problem as Convex
