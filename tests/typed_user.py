@@ -13,6 +13,7 @@ import bitwright
 from bitwright import IntegerNetwork, Plan, Problem, Result, Sensitivity, Settings, Task, multibit
 from bitwright import graph as graphs
 from bitwright.allocate import knapsack
+from bitwright.quantize import SCORES, Given, Predicted
 from bitwright.train.saga import Penalty, Solution, importance
 from bitwright.train.saga import Problem as Convex
 
@@ -26,6 +27,14 @@ def mine(problem: Problem) -> Plan:
     return plan
 
 
+def flat(given: Given) -> Predicted:
+    """A score of one's own: squared errors, whatever the curvature."""
+    each = {layer.name: given.tables[layer.name].error.numpy().T for layer in given.network.layers}
+    seen: Tensor = given.rows.x
+    return Predicted({name: error / len(seen) for name, error in each.items()})
+
+
+SCORES["flat"] = flat
 ALLOCATORS: dict[str, Allocator] = {"mine": mine, "knapsack": knapsack}
 
 
@@ -143,4 +152,5 @@ multibit.train(nn.Identity(), rows, None, multibit.Recipe())  # type: ignore[arg
 graphs.Scheme(bits="8")  # type: ignore[arg-type]
 Settings(budgt="3bit")  # type: ignore[call-arg]
 kl: str = squeeze(nn.Identity(), torch.zeros(1), Path())  # type: ignore[assignment]
+SCORES["worst"] = mine  # type: ignore[assignment]
 ALLOCATORS["worst"] = lambda problem: 3  # type: ignore[assignment, return-value]

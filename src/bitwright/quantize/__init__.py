@@ -27,6 +27,7 @@ from bitwright.quantize.problem import (
 from bitwright.quantize.saturation import exposed, input_tops, narrowed
 from bitwright.quantize.scores import (
     SCORES,
+    Given,
     Predicted,
     Rows,
     channel_losses,
@@ -52,6 +53,7 @@ __all__ = [
     "SCORES",
     "EdgeGrid",
     "EdgeTable",
+    "Given",
     "Moments",
     "Predicted",
     "Quantized",
