@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 import bitwright
 from bitwright.cli.memory import remember
 from bitwright.curvature import processes
+from bitwright.pipeline import METHODS
 from bitwright.pipeline import measured as stages
+from bitwright.quantize import SCORES
 from pipeline import tiny
 from pipeline.tiny import call, given, refused
 
@@ -327,6 +329,59 @@ def test_bad_input_is_one_line(
         assert part in line
     assert not out.exists()
     assert not (tmp_path / "owned").exists()
+
+
+OWN = """
+from dataclasses import replace
+
+from bitwright import allocate
+from bitwright.pipeline.methods import METHODS, Method
+from bitwright.quantize.scores import SCORES
+
+
+def solve(bench, problem):
+    return replace(allocate.layers(problem, bench.layer_ties()), method="own")
+
+
+METHODS["own"] = Method("Own", "Layers by another name.", solve)
+SCORES["own"] = SCORES["trace"]
+
+
+def rows():
+    open("owned", "w").close()
+    return torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Options of a file with a method and a score of one's own, as docs/extending.md has them."""
+    for roster in (METHODS, SCORES):
+        monkeypatch.setitem(roster, "own", None)  # so that it is gone afterwards
+        del roster["own"]
+    (tmp_path / "own.py").write_text(tiny.MODEL + OWN)
+    monkeypatch.chdir(tmp_path)
+    return {"model": "own.py:network", "data": "own.py:rows"}
+
+
+@pytest.mark.parametrize(("option", "name"), [("method", "own"), ("score", "own")])
+def test_names_of_ones_own_are_known_once_the_file_is_imported(
+    own: dict[str, str], option: str, name: str, place: Path, tmp_path: Path
+):
+    own["data"] = f"npz:{place}/data.npz"
+    assert call("search", *given(place, **own, **{option: name}, out=tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())[option] == name
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())["method"]
+    assert found == ("own" if option == "method" else "channels")
+
+
+@pytest.mark.parametrize("option", ["method", "score"])
+def test_a_wrong_name_is_refused_before_rows_are_made(
+    own: dict[str, str], option: str, place: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = refused(capsys, "search", *given(place, **own, **{option: "owns"}, out="run"))
+    assert f"{option} 'owns' is unknown" in line and ", own" in line  # with the file's own
+    assert not Path("owned").exists() and not Path("run").exists()
 
 
 def test_bad_input_leaves_a_folder_as_it_is(

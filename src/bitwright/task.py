@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -109,18 +109,34 @@ def _from_fields(found: Mapping[Any, Any], spec: str) -> Task:
     return Task(**found)
 
 
-def assemble(model: nn.Module, data: Data, *, source: str = "data", **options: Any) -> Task:
+class TaskOptions(TypedDict, total=False):
+    """Fields of a :class:`Task` that are neither its model nor its rows."""
+
+    divergence: str
+    class_axis: int
+    loss: Callable[[Any, Tensor], Tensor] | None
+    metric: Callable[[Any, Tensor], float] | None
+    metric_name: str
+    notes: tuple[str, ...]
+    preprocessing: str
+
+
+def assemble(
+    model: nn.Module, data: Data, *, source: str = "data", **options: Unpack[TaskOptions]
+) -> Task:
     """A task from a model and rows, after checking that they fit each other.
 
     Args:
         model: left as it is.
         data: its rows, labels, notes and preprocessing.
         source: what to call the data in messages.
-        options: other fields of the task (`divergence`, `loss`, …).
+        **options: other fields of the task (:class:`TaskOptions`).
 
     Raises:
         BitwrightError: as `check_task`.
     """
+    own: TaskOptions = {"notes": data.notes, "preprocessing": data.preprocessing}
+    own.update(options)
     return check_task(
         Task(
             model=model,
@@ -128,7 +144,7 @@ def assemble(model: nn.Module, data: Data, *, source: str = "data", **options: A
             calibration_labels=data.y,
             test=data.test_x,
             test_labels=data.test_y,
-            **{"notes": data.notes, "preprocessing": data.preprocessing, **options},
+            **own,
         ),
         source,
     )

@@ -108,13 +108,36 @@ def test_any_order_of_stages_ends_in_the_same_bytes(
     assert tiny.call("compress", *options, "--out", str(calm), "--quiet") == 0
     monkeypatch.setattr(Stages, "place", tmp_path, raising=False)
     monkeypatch.setattr(Stages, "wanted", tiny.digests(calm), raising=False)
-    run_state_machine_as_test(
-        Stages,
-        settings=settings(
-            max_examples=int(os.environ.get("BITWRIGHT_EXAMPLES", "4")),
-            stateful_step_count=6,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
+    run_state_machine_as_test(Stages, settings=stories(os.environ.get("BITWRIGHT_EXAMPLES")))
+
+
+def stories(asked: str | None) -> settings:
+    """Four stories, always the same; or as many as are asked for, new ones in every run."""
+    return settings(
+        max_examples=4 if asked is None else int(asked),
+        stateful_step_count=6,
+        deadline=None,
+        derandomize=asked is None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
     )
+
+
+def test_stories_are_the_same_unless_more_are_asked_for():
+    told: list[list[str]] = []
+
+    class Told(RuleBasedStateMachine):
+        @initialize()
+        def begin(self) -> None:
+            told[-1].append("begin")
+
+        @rule(at=st.integers(0, 2**30))
+        def happens(self, at: int) -> None:
+            told[-1].append(str(at))
+
+    for asked in (None, None, "4", "4"):
+        told.append([])
+        run_state_machine_as_test(Told, settings=stories(asked))
+    always, again, new, newer = told
+    assert always == again and len({*map(tuple, (always, new, newer))}) == 3
+    assert always.count("begin") == new.count("begin") == 4

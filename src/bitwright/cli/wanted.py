@@ -12,8 +12,10 @@ from bitwright.errors import BitwrightError
 
 def assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     """Task, settings and the model's name from options."""
+    from bitwright.pipeline import METHODS
     from bitwright.pipeline.budget import parse_budget
     from bitwright.pipeline.settings import Settings, check_settings, read_overrides
+    from bitwright.quantize import SCORES
 
     activations: float | str | None = None
     if given["activations"] == "auto":
@@ -28,6 +30,8 @@ def assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     goal = given["budget"]
     if goal is None and given["max_kl"] is None and given["max_drop"] is None:
         goal = "3bit"
+    if given["method"] not in METHODS or given["score"] not in SCORES:
+        _import_files(given)  # which may put it into the roster
     settings = check_settings(
         Settings(
             budget=None if goal is None else parse_budget(goal),
@@ -65,6 +69,15 @@ def assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     )
     task, name = task_of(given)
     return task, settings, name
+
+
+def _import_files(given: dict[str, Any]) -> None:
+    """Import the user's files and call nothing in them: a wrong name is refused before any work."""
+    from bitwright.checkpoint import load_object
+
+    for spec in (given["model"], given["task"], given["data"]):
+        if spec and ":" in spec and not spec.startswith(("npz:", "folder:")):
+            load_object(spec)
 
 
 def task_of(given: dict[str, Any]) -> tuple[Any, str]:

@@ -73,14 +73,23 @@ def batches(x: Tensor, size: int) -> list[Tensor]:
 
 
 def outputs(
-    module: GraphModule, x: Tensor, call: Call = default_call, *, chunk: int = 128, **options: Any
+    module: GraphModule,
+    x: Tensor,
+    call: Call = default_call,
+    *,
+    chunk: int = 128,
+    enter: Callable[[Node, Tensor], Tensor] | None = None,
+    constants: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """The graph's outputs for all rows, in chunks, without gradient: [n, ...].
 
     A tuple or dict of tensors is flattened and joined on axis 1, each one as [n, -1]. Rows travel
-    to the module's device and outputs back to theirs.
+    to the module's device and outputs back to theirs. Arguments as for :func:`run`.
     """
     place = next((p.device for p in module.parameters()), x.device)
     with torch.no_grad():
-        found = [join(run(module, b.to(place), call, **options)) for b in batches(x, chunk)]
+        found = [
+            join(run(module, b.to(place), call, enter=enter, constants=constants))
+            for b in batches(x, chunk)
+        ]
         return torch.cat([values.to(x.device) for values in found])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from bitwright.pipeline.calls import compress_call
 from bitwright.pipeline.judge import Judgement
 from bitwright.pipeline.measured import Progress, silent
 from bitwright.pipeline.run import Run
-from bitwright.pipeline.settings import Settings, known
+from bitwright.pipeline.settings import Options, Settings, known
 from bitwright.pipeline.summarize import summarize
 from bitwright.pipeline.tasks import task_of
 from bitwright.report import page
@@ -84,7 +84,7 @@ def compress(
     out: str | Path,
     test: Tensor | tuple[Tensor, Tensor] | None = None,
     progress: Progress = silent,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Result:
     """Make a trained network small: a file that runs in a stock ONNX Runtime, and a report.
 
@@ -98,9 +98,10 @@ def compress(
         test: rows, or (rows, labels), to judge on; without them a fifth of `calibration` is held
             out.
         progress: called with a stage's name and the finished fraction.
-        **options: fields of :class:`bitwright.Settings`: method, score, activations, rounding,
-            epochs, order, refit_head, seed, max_kl, max_drop, overrides, skip, evaluations, batch,
-            processes, calibration_rows, device, max_bops, max_latency, profile, accumulator,
+        **options: fields of :class:`bitwright.Settings`: method, score, activations, ranges,
+            granularity, equalize, rounding, levels, epochs, order, augment, temperature, rate,
+            refit_head, seed, max_kl, max_drop, overrides, skip, evaluations, batch, processes,
+            calibration_rows, device, max_bops, max_latency, profile, accumulator,
             accumulator_kind, accumulator_mode.
 
     Raises:

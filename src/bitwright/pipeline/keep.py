@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -61,6 +61,26 @@ class PruneSettings:
     seed: int = 0
     calibration_rows: int = 1024
     device: str = "cpu"
+
+
+class PruneOptions(TypedDict, total=False):
+    """What :func:`bitwright.prune` takes beside `keep`: fields of :class:`PruneSettings`."""
+
+    of: str
+    score: str
+    floor: float
+    multiple: int
+    implant: float
+    rank: int
+    compensate: bool
+    skip: tuple[str, ...] | list[str]
+    epochs: int
+    augment: str | None
+    temperature: float
+    rate: float
+    seed: int
+    calibration_rows: int
+    device: str
 
 
 def check_prune_settings(s: PruneSettings) -> PruneSettings:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from bitwright.pipeline.compress import Result, finish
 from bitwright.pipeline.judge import Judgement, answers_of, judge
 from bitwright.pipeline.keep import (
     AUTO,
+    PruneOptions,
     PruneSettings,
     bound_of,
     check_prune_settings,
@@ -40,7 +41,7 @@ from bitwright.pipeline.keep import (
 from bitwright.pipeline.measured import Progress, silent, with_test_rows
 from bitwright.pipeline.mixed import mixed_selection
 from bitwright.pipeline.run import Run
-from bitwright.pipeline.settings import Settings, known
+from bitwright.pipeline.settings import Options, Settings, known
 from bitwright.pipeline.store import Store
 from bitwright.pipeline.tasks import task_of
 from bitwright.prune import (
@@ -116,7 +117,7 @@ def prune(
     out: str | Path,
     test: Tensor | tuple[Tensor, Tensor] | None = None,
     progress: Progress = silent,
-    **options: Any,
+    **options: Unpack[PruneOptions],
 ) -> Pruned:
     """Remove the channels, heads and widths whose removal loses least (HAP, arXiv 2101.08940).
 
@@ -425,7 +426,7 @@ def prune_and_compress(
     name: str,
     command: str,
     progress: Progress = silent,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> tuple[Result, Summary]:
     """Search, quantize and export what pruning has left: one folder and one report.
 
@@ -440,7 +441,8 @@ def prune_and_compress(
     whole = with_test_rows(task)
     notes = (*whole.notes, found.note)
     small = replace(whole, model=found.module, notes=notes)
-    run = Run(small, Settings(budget=parse_budget(budget), **options), folder, progress)
+    own = known(Settings, options, "prune")
+    run = Run(small, Settings(budget=parse_budget(budget), **own), folder, progress)
     run.check_goal()
     assert whole.test is not None
     last = judge(whole, answers(whole.model, whole.test), answers_of(run.onnx, whole.test))

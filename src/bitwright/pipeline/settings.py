@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import yaml
@@ -114,6 +114,41 @@ class Settings:
         )
 
 
+class Options(TypedDict, total=False):
+    """What :func:`bitwright.compress` takes beside `budget`: fields of :class:`Settings`."""
+
+    method: str
+    score: str
+    activations: float | str | None
+    epochs: int
+    order: str
+    seed: int
+    max_kl: float | None
+    max_drop: float | None
+    overrides: Mapping[str, Any]
+    skip: tuple[str, ...] | list[str]
+    evaluations: int
+    batch: int
+    processes: int
+    calibration_rows: int
+    device: str
+    max_bops: str | None
+    max_latency: str | None
+    profile: str | None
+    rounding: str
+    ranges: str | None
+    granularity: str
+    equalize: float
+    augment: str | None
+    temperature: float
+    rate: float
+    refit_head: bool
+    accumulator: int | None
+    accumulator_kind: str
+    accumulator_mode: str
+    levels: str
+
+
 def as_text(settings: Settings) -> dict[str, str]:
     """Every option that was given or has a default, for people; none that only changes the time."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "processes"}
@@ -124,8 +159,8 @@ def as_text(settings: Settings) -> dict[str, str]:
     return {name: text for name, text in texts if text is not None}
 
 
-def known(kind: type[Any], options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The options, which are fields of `kind`; `name` is who was given them.
+def known(kind: type[Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The options, which are fields of `kind`, lists as tuples; `name` is who was given them.
 
     Raises:
         BitwrightError: one is no field; the line names the nearest that is.
@@ -134,7 +169,8 @@ def known(kind: type[Any], options: dict[str, Any], name: str) -> dict[str, Any]
     for option in options:
         if option not in fields:
             raise BitwrightError(f"{name} has no option {option!r}; {advice(option, fields)}")
-    return options
+    # a list of layers and a tuple of them are the same run
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
 def check_settings(settings: Settings) -> Settings:

@@ -109,7 +109,18 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
+    """What a score is made from.
+
+    Attributes:
+        network: whose channels are priced.
+        sensitivity: its traces.
+        tables: layer name -> its rounding at every width.
+        shrink: whether measurements are shrunk by their own errors.
+        score: its name.
+        seen: what it may look at; None where only the traces are known.
+    """
+
     network: Network
     sensitivity: Sensitivity
     tables: Mapping[str, WeightTable]
@@ -119,6 +130,11 @@ class _Given:
 
     @property
     def rows(self) -> Rows:
+        """What it looks at.
+
+        Raises:
+            BitwrightError: there is nothing.
+        """
         if self.seen is None:
             raise BitwrightError(f"the score {self.score} looks at data; give rows=Rows(x)")
         return self.seen
@@ -130,13 +146,14 @@ class _Given:
         return token_counts(self.network, self.rows.x) if tables and self.shrink else {}
 
     def trace(self, sensitivity: Sensitivity, layer: Layer) -> np.ndarray:
+        """Traces of a layer's rows, float64 [rows], shrunk if asked for."""
         estimate = sensitivity.layers[layer.name]
         if layer.name in self.counts:
             return credibility.expected(estimate, self.counts[layer.name])
         return shrunk(estimate) if self.shrink else estimate.value
 
 
-def _trace(given: _Given) -> Predicted:
+def _trace(given: Given) -> Predicted:
     """`½ · (Tr H_c / n_c) · ‖Q_b(w_c) − w_c‖²`: HAWQ-V2's score (arXiv 1911.03852, eq. 2.11)
     for each channel instead of each layer.
     """  # fmt: skip
@@ -163,7 +180,7 @@ def layer_eigenvalues(network: Network, rows: Rows) -> dict[str, float]:
     return {la.name: found[la.weight] for la in network.layers}
 
 
-def _eigenvalue(given: _Given) -> Predicted:
+def _eigenvalue(given: Given) -> Predicted:
     """`½ · (λ / n) · ‖Q_b(w_c) − w_c‖²` with the top eigenvalue λ of the layer's block and its n
     weights: HAWQ's (arXiv 1905.03696). Between layers alone it is more than the squared error.
     """  # fmt: skip
@@ -175,7 +192,7 @@ def _eigenvalue(given: _Given) -> Predicted:
     })  # fmt: skip
 
 
-def _fisher(given: _Given) -> Predicted:
+def _fisher(given: Given) -> Predicted:
     """`½ · Tr EF_c · Δ²/12`, `Δ = (max w_c − min w_c)/(2ᵇ − 1)`, with the empirical Fisher trace.
 
     FIT (arXiv 2210.08502) has `Tr EF · Δ²`; the factors, which change no order, make it the loss
@@ -197,7 +214,7 @@ def _fisher(given: _Given) -> Predicted:
     return Predicted(found)
 
 
-def _actual_error(given: _Given) -> Predicted:
+def _actual_error(given: Given) -> Predicted:
     """`½ δᵀ G_c δ` for what rounding and correction leave of a channel: :mod:`.actual_error`."""
     rows = given.rows
     found = actual_error(
@@ -206,7 +223,7 @@ def _actual_error(given: _Given) -> Predicted:
     return _half(given, found)
 
 
-def _feedback(given: _Given) -> Predicted:
+def _feedback(given: Given) -> Predicted:
     """The same for what error feedback leaves of a channel, the float network's inputs before it:
     :mod:`.feedback`.
     """  # fmt: skip
@@ -224,7 +241,7 @@ def _feedback(given: _Given) -> Predicted:
     return _half(given, found)
 
 
-def _half(given: _Given, found: dict[str, Estimate]) -> Predicted:
+def _half(given: Given, found: dict[str, Estimate]) -> Predicted:
     """Half the forms, shrunk if asked for."""
     errors = {name: 0.5 * np.sqrt(estimate.variance) for name, estimate in found.items()}
     if not given.shrink:
@@ -242,7 +259,7 @@ def _half(given: _Given, found: dict[str, Estimate]) -> Predicted:
     return Predicted(losses, errors)
 
 
-def _measured(given: _Given) -> Predicted:
+def _measured(given: Given) -> Predicted:
     """The divergence with that channel alone rounded and corrected: :mod:`.measured`."""
     rows = given.rows
     return Predicted(
@@ -260,7 +277,7 @@ class Score:
     """
 
     words: str
-    predict: Callable[[_Given], Predicted]
+    predict: Callable[[Given], Predicted]
 
 
 #: predicted losses of every channel at every width, by the name that `channel_problem` takes
@@ -315,7 +332,7 @@ def predict(
     """
     if score not in SCORES:
         raise BitwrightError(f"score {score!r} is unknown; use one of {', '.join(SCORES)}")
-    return SCORES[score].predict(_Given(network, sensitivity, tables, shrink, score, rows))
+    return SCORES[score].predict(Given(network, sensitivity, tables, shrink, score, rows))
 
 
 def channel_losses(
