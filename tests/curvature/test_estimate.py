@@ -1,4 +1,4 @@
-"""Sensitivities on disk: what was saved comes back, and nothing else does."""
+"""Sensitivities: their errors, and on disk: what was saved comes back, and nothing else does."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
-from bitwright.curvature import Estimate, Sensitivity, load, make_key, save
+from bitwright.curvature import Estimate, Sensitivity, ledger, load, make_key, save
 from bitwright.errors import BitwrightError
 
 
@@ -201,3 +202,16 @@ def test_an_estimate_tells_its_errors():
 def test_the_variance_is_of_both_errors():
     found = Estimate(np.ones(3), np.array([3.0, np.nan, 2]), np.array([4.0, 2, np.nan]), 5)
     assert found.variance.tolist() == [25, 4, 4]
+
+
+def test_errors_of_the_sample_are_those_of_a_mean():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 50):
+        x = rng.exponential(size=(n, 4))
+        sums = torch.tensor(np.stack([x.sum(0), 0 * x[0], (x**2).sum(0)]))
+        found = ledger.estimate(sums, n)
+        assert found.value == pytest.approx(x.mean(0))
+        assert found.stderr_data == pytest.approx(x.std(0, ddof=1) / np.sqrt(n))
+        assert not found.stderr_probe.any() and found.samples == n
+    alone = ledger.estimate(torch.tensor([[3.0], [4.0], [9.0]]).double(), 1)
+    assert alone.stderr_data == [3.0] and alone.stderr_probe == [2.0]  # of one sample, all of it
