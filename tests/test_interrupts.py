@@ -81,9 +81,11 @@ def test_the_entry_imports_next_to_nothing():
 def test_while_python_imports(seed: int, tmp_path: Path):
     """A fresh interpreter, some moments after the first of torch's libraries has been loaded."""
     words = ("compress", "--model", "demo", "--data", "demo", "--out", str(tmp_path / "run"))
+    # where these tests run in the background, children would be deaf to it
     child = subprocess.Popen(
         [sys.executable, "-m", "bitwright", *words],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     maps = Path(f"/proc/{child.pid}/maps")
     while "libtorch" not in maps.read_text():

@@ -190,7 +190,7 @@ def build(model: nn.Module, example: Tensor, *, skip: Sequence[str] = ()) -> Net
     module = capture(model, example)
     found = describe(module, tuple(example.shape[1:]), skip)
     for name in skip:
-        if not any(s == name or (name.endswith(".") and s.startswith(name)) for s in found.skipped):
+        if not any(_matches(layer, (name,)) for layer in found.skipped):
             layers = [layer.name for layer in found.layers]
             raise BitwrightError(
                 f"--skip {name} matches no layer; layers are {', '.join(layers[:6])}"
