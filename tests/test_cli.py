@@ -31,10 +31,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `net.py`, `data.npz` and a finished `run`."""
-    folder = tmp_path_factory.mktemp("cli")
-    tiny.write(folder)
-    assert call("compress", *given(folder, out=folder / "run")) == 0
-    return folder
+    return tiny.ran(tmp_path_factory.mktemp("cli"), "compress")
 
 
 @pytest.fixture

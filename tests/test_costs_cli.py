@@ -25,10 +25,7 @@ MACS = 64 * 72 + 16 * 864 + 48
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `net.py`, `data.npz` and a measured `run`."""
-    folder = tmp_path_factory.mktemp("costs")
-    tiny.write(folder)
-    assert call("measure", *given(folder, out=folder / "run"), "--quiet") == 0
-    return folder
+    return tiny.ran(tmp_path_factory.mktemp("costs"), "measure")
 
 
 def invented(shape: LayerShape, **_: int) -> Row:

@@ -27,10 +27,7 @@ LINE = "was not written here by this user, so the code that it names"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `net.py`, `data.npz` and a `run` whose widths are chosen."""
-    folder = tmp_path_factory.mktemp("signed")
-    tiny.write(folder)
-    assert call("search", *given(folder, out=folder / "run"), "--quiet") == 0
-    return folder
+    return tiny.ran(tmp_path_factory.mktemp("signed"), "search")
 
 
 @pytest.fixture

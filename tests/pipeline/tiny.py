@@ -98,6 +98,13 @@ def write(folder: Path) -> None:
     np.savez(folder / "data.npz", **arrays())
 
 
+def ran(folder: Path, command: str) -> Path:
+    """`folder` with what `write` makes, and with a `run` that `command` has made of it."""
+    write(folder)
+    assert call(command, *given(folder, out=folder / "run"), "--quiet") == 0
+    return folder
+
+
 def given(place: Path, **changes: Any) -> list[str]:
     """`--model … --data …` of the files `write` made, with other options added or replaced."""
     options = {"model": f"{place}/net.py:network", "data": f"npz:{place}/data.npz", **changes}

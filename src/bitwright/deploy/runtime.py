@@ -18,7 +18,6 @@ from torch import Tensor
 
 from bitwright.errors import BitwrightError
 
-VERSION: str = ort.__version__
 #: what a linear layer on integers becomes
 INTEGER_MATMULS = ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 

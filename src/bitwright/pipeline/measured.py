@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor
 
 from bitwright import cost, curvature, quantize
 from bitwright.allocate.search import Evaluation
 from bitwright.curvature import Sensitivity, make_key, processes
-from bitwright.deploy import runtime
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.network import Network, build
@@ -132,14 +132,10 @@ class Measured:
 
     @cached_property
     def _flight(self) -> tuple[Preflight, bytes]:
-        """What preflight found, and the float ONNX file; nothing is written yet.
-
-        As an earlier run recorded it, where all that it depends on is the same.
-        """
+        """What preflight found, and the float ONNX file; nothing is written yet."""
+        if self._kept_flight is not None:
+            return self._kept_flight
         network = self.network
-        if self.folder.is_dir() and self._preflight_done:
-            kept = Preflight.from_json(self.store.path("preflight.json").read_text())
-            return kept, self.store.path("float.onnx").read_bytes()
         self.progress("preflight", 0.0)
         with tempfile.TemporaryDirectory() as scratch:  # a model that fails leaves no folder
             path = Path(scratch) / "float.onnx"
@@ -152,20 +148,24 @@ class Measured:
 
     @property
     def _preflight_key(self) -> str:
-        return make_key("preflight", self.base_key, torch.__version__, runtime.VERSION)
+        return make_key("preflight", self.base_key, torch.__version__, onnxruntime.__version__)
 
-    @property
-    def _preflight_done(self) -> bool:
-        key, store = self._preflight_key, self.store
-        return store.done("float", key, "float.onnx") and store.done(
-            "preflight", key, "preflight.json"
-        )
+    @cached_property
+    def _kept_flight(self) -> tuple[Preflight, bytes] | None:
+        """The same from an earlier run here, if all that it depends on is as it was."""
+        if not self.folder.is_dir():
+            return None
+        key, files = self._preflight_key, {"float": "float.onnx", "preflight": "preflight.json"}
+        if not all(self.store.done(stage, key, name) for stage, name in files.items()):
+            return None
+        found, content = (self.store.path(files[stage]) for stage in ("preflight", "float"))
+        return Preflight.from_json(found.read_text()), content.read_bytes()
 
     @cached_property
     def preflight(self) -> Preflight:
         """Export the float model and compare; writes `float.onnx` and `preflight.json`."""
         found, content = self._flight
-        if not self._preflight_done:
+        if self._kept_flight is None:
             key, store = self._preflight_key, self.store
             with store.stage("float", key, "float.onnx"):
                 put(store.path("float.onnx"), content)
