@@ -43,6 +43,12 @@ def test_a_network_that_agrees_passes(tmp_path: Path):
     assert checked(pooled(9.0), tmp_path / "float.onnx") < 1e-4
 
 
+def test_the_float_file_does_not_say_where_it_was_made(tmp_path: Path):
+    assert checked(pooled(9.0), tmp_path / "float.onnx") < 1e-4
+    content = (tmp_path / "float.onnx").read_bytes()
+    assert b"pkg.torch" not in content and b".py" not in content
+
+
 def test_what_the_runtime_computes_otherwise_is_said_of_it(tmp_path: Path):
     with pytest.raises(BitwrightError, match="onnxruntime computes an operation otherwise"):
         checked(pooled(-9.0), tmp_path / "float.onnx")

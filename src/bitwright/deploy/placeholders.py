@@ -202,6 +202,9 @@ def _pool_instead_of_mean(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 def export(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> ir.Model:
     """Export a graph (with or without holes) with a free batch axis; initializers stay in memory.
 
+    Torch's notes on where a node comes from are dropped: among them are paths of this machine, and
+    the bytes of the file would depend on them.
+
     Raises:
         BitwrightError: torch cannot lower an operation to ONNX; the message names it.
     """
@@ -233,7 +236,18 @@ def export(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) 
             f"torch cannot export the model to ONNX: {' '.join(lines[:2])[:300]}"
         ) from error
     assert exported is not None
+    _forget(exported.model)
     return exported.model
+
+
+def _forget(model: ir.Model) -> None:
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values()]
+    for holder in (model, graph, *values):
+        holder.metadata_props.clear()
+    for node in graph.all_nodes():
+        for holder in (node, *node.outputs):
+            holder.metadata_props.clear()
 
 
 @contextlib.contextmanager

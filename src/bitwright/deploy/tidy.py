@@ -21,10 +21,8 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 
 
 def tidy(model: ir.Model) -> None:
-    """Short names, no shapes of intermediate values, no metadata: bytes that carry nothing."""
+    """Short names, no shapes of intermediate values: bytes that carry nothing."""
     graph = model.graph
-    model.metadata_props.clear()
-    graph.metadata_props.clear()
     model.opset_imports.clear()
     model.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
@@ -39,11 +37,9 @@ def tidy(model: ir.Model) -> None:
     count = 0
     for node in graph:
         node.name = None
-        node.metadata_props.clear()
         node.doc_string = None
         _drop_defaults(node)
         for value in node.outputs:
-            value.metadata_props.clear()
             if id(value) in keep:
                 continue
             value.shape, value.type = None, None
@@ -60,7 +56,6 @@ def tidy(model: ir.Model) -> None:
     graph.initializers.clear()
     for i, value in enumerate(values):
         value.name = f"_{_short(i)}"
-        value.metadata_props.clear()
         value.shape, value.type = None, None  # the tensor says them
         graph.initializers[value.name] = value
 
