@@ -18,13 +18,14 @@ import ast
 import copy
 import hashlib
 import json
-import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import forked_tests
+from equivalent_mutants import EQUIVALENT
 from forked_tests import ROOT, Reached
 
 PACKAGES = ("curvature", "allocate", "arith")
@@ -32,58 +33,6 @@ PACKAGES = ("curvature", "allocate", "arith")
 ELSEWHERE = {"arith": ["tests/quantize/test_feedback.py"]}
 #: of defaults, which are set where no test is seen to reach them
 SIGNATURES = "tests/test_signatures.py"
-#: (file, line of code, column in it, what is done) of mutants that compute the same: the reason
-EQUIVALENT: dict[tuple[str, str, int, str], str] = {
-    (
-        "curvature/row_squares.py",
-        "floats = groups * (positions * fan_in + (positions**2 if grams else r * fan_in))",
-        52,
-        "2+1",
-    ): "only how many rows are multiplied at once; tests/curvature/test_chunks.py: any number does",
-    (
-        "curvature/row_squares.py",
-        "fan_in = inputs(placed, slice(0, 1)).shape[-1]",
-        33,
-        "1+1",
-    ): "one row more or less: only the last axis is looked at",
-    (
-        "curvature/row_squares.py",
-        "size = max(1, _BLOCK // floats)",
-        14,
-        "FloorDiv->Mult",
-    ): "only how many rows are multiplied at once",
-    (
-        "curvature/hutchinson.py",
-        "totals = table.sum((1, 2))",
-        9,
-        "sum->mean",
-    ): "a relative error is the same of a mean",
-    (
-        "allocate/exact.py",
-        "rounding = 1e-12 * (float(np.abs(least).sum()) + float(multipliers @ np.abs(bounds)))",
-        26,
-        "sum->mean",
-    ): "a tolerance for rounding, a hundred times what sums are off by",
-    (
-        "curvature/layout.py",
-        "for axis in [0] if channel == 1 and t.ndim > 2 else range(t.ndim):",
-        36,
-        "Gt->GtE",
-    ): "of two axes without the channel's, the first is left either way",
-    (
-        "allocate/multipliers.py",
-        "if np.abs(proposed - point).max() <= 1e-12:",
-        3,
-        "LtE->Lt",
-    ): "one more cutting plane where two points differ by the tolerance to the last bit",
-    (
-        "curvature/visits.py",
-        "keep = a + some < len(directions) or bool(passed.loose)",
-        7,
-        "Add->Sub",
-    ): "only when the graph's memory is given back",
-}
-
 COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -217,39 +166,42 @@ def sites(tree: ast.Module) -> list[tuple[ast.AST, str, ast.AST]]:
     return [(node, kind, new) for node in _computing(tree) for kind, new in changes(node)]
 
 
-def mutant(file: Path, index: int) -> Mutant:
-    """One mutant of a file under `src/bitwright`."""
+def mutants(file: Path) -> Iterator[tuple[Mutant, Callable[[], str]]]:
+    """Those of a file under `src/bitwright`, each with what makes its source."""
     text = (ROOT / "src" / "bitwright" / file).read_text()
-    tree = ast.parse(text)
-    old, kind, new = sites(tree)[index]
-    place = (getattr(old, "lineno", 0), getattr(old, "end_lineno", 0))
-    line = text.splitlines()[place[0] - 1]
-    # ast counts bytes
-    column = len(line.encode()[: getattr(old, "col_offset", 0)].decode())
-    column -= len(line) - len(line.lstrip())
-    made = ast.fix_missing_locations(_Replace(old, new).visit(tree))
-    return Mutant(file, index, place, line.strip(), column, kind, ast.unparse(made))
+    lines, tree = text.splitlines(), ast.parse(text)
+
+    def source(old: ast.AST, new: ast.AST) -> str:
+        changed = ast.unparse(ast.fix_missing_locations(_Replace(old, new).visit(tree)))
+        _Replace(new, old).visit(tree)
+        return changed
+
+    for index, (old, kind, new) in enumerate(sites(tree)):
+        place = (getattr(old, "lineno", 0), getattr(old, "end_lineno", 0))
+        line = lines[place[0] - 1]
+        # ast counts bytes
+        column = len(line.encode()[: getattr(old, "col_offset", 0)].decode())
+        column -= len(line) - len(line.lstrip())
+        made = Mutant(file, index, place, line.strip(), column, kind, "")
+        yield made, partial(source, old, new)
 
 
 def drawn(count: int, seed: int, packages: tuple[str, ...]) -> list[Mutant]:
-    """`count` mutants, every place in the packages equally likely."""
+    """`count` mutants, every place in the packages equally likely.
+
+    What is drawn of code that stays does not depend on code that changes.
+    """
     base = ROOT / "src" / "bitwright"
     files = [p.relative_to(base) for name in packages for p in sorted((base / name).glob("*.py"))]
     places = [
-        (file, i)
+        (hashlib.sha256(repr((seed, *made.key)).encode()).hexdigest(), i, made, source)
         for file in files
         if file.name != "__init__.py"
-        for i in range(len(sites(ast.parse((base / file).read_text()))))
+        for i, (made, source) in enumerate(mutants(file))
+        if made.key not in EQUIVALENT
     ]
-    random.Random(seed).shuffle(places)
-    found: list[Mutant] = []
-    for file, i in places:
-        made = mutant(file, i)
-        if made.key not in EQUIVALENT:
-            found.append(made)
-        if len(found) == count:
-            break
-    return found
+    chosen = sorted(places, key=lambda p: p[:2])[:count]
+    return [replace(made, source=source()) for _, _, made, source in chosen]
 
 
 def tried(mutant: Mutant, copied: Path, reached: Reached) -> tuple[str, float, int]:

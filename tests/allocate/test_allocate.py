@@ -290,6 +290,19 @@ def test_a_frontier_in_buckets_keeps_its_word() -> None:
             assert mine <= exact.plan(less).loss
 
 
+def test_a_frontier_holds_as_many_states_as_its_resolution() -> None:
+    rng = np.random.default_rng(17)
+    problem = make(rng, 24, 6)
+    problem = replace(problem, allowed=np.ones_like(problem.allowed), cost=problem.cost * 1009)
+    exact = allocate.frontier_dp(problem)
+    most = max(len(states.loss) for states in exact.trail)
+    assert allocate.frontier_dp(problem, resolution=most).exact
+    assert not allocate.frontier_dp(problem, resolution=most - 1).exact
+    # a bucket is a part of the whole range
+    sizes = [len(s.loss) for s in allocate.frontier_dp(problem, resolution=60).trail]
+    assert 40 <= max(sizes) <= 62
+
+
 def test_a_frontier_in_buckets_keeps_limits() -> None:
     rng = np.random.default_rng(21)
     for _ in range(5):
@@ -530,5 +543,9 @@ def test_mistakes_of_the_caller_are_value_errors() -> None:
         replace(problem, loss=problem.loss * np.nan)
     with pytest.raises(ValueError, match="never fall"):
         replace(problem, cost=-problem.cost)
+    endless = problem.cost.astype(float)
+    endless[2, -1] = np.inf
+    with pytest.raises(ValueError, match="latency must be finite"):
+        problem.with_limits(Limit("latency", "ms", endless, 1.0))
     with pytest.raises(ValueError, match="exceeds"):
         allocate.make_plan(problem.with_budget(0), np.full(6, 3), "test")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint
 
 from bitwright import allocate
-from bitwright.allocate import Problem
+from bitwright.allocate import Limit, Problem
 from bitwright.allocate.exact import exact, undominated
 from bitwright.allocate.knapsack import _positive
-from bitwright.allocate.multipliers import held
+from bitwright.allocate.multipliers import held, multipliers
 from mutants import mutant
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12)
@@ -111,3 +114,48 @@ def test_a_bound_that_only_the_narrowest_plan_meets_rules_the_rest_out() -> None
     assert held(problem).allowed.tolist() == [[True, False, False]] * n
     loose = problem.with_budget(int(cost[:, 0].sum()) + 1)
     assert held(loose) is loose
+
+
+def test_a_bound_without_room_leaves_the_others_their_prices() -> None:
+    rng = np.random.default_rng(0)
+    n, cost = 12, np.cumsum(rng.integers(1, 9, (12, 3)), axis=1)
+    loss = -np.cumsum(rng.random((n, 3)), axis=1)
+    time = np.tile(np.arange(3.0), (n, 1))
+    time[6:] = 0  # the second half takes none
+    problem = Problem(
+        tuple(map(str, range(n))), (1, 2, 3), loss, cost, int(1.4 * cost[:, 0].sum()),
+        np.ones((n, 3), bool), np.arange(n), limits=(Limit("latency", "ms", time, 0.0),),
+    )  # fmt: skip
+    prices, bound = multipliers(problem)
+    alone = replace(problem, limits=(), allowed=np.where(time > 0, False, True))
+    expected, lowest = multipliers(alone)
+    assert prices == pytest.approx([expected[0], 0]) and prices[0] > 0
+    assert bound == pytest.approx(lowest)
+
+
+def test_a_plan_that_oversteps_a_bound_is_refused_and_the_bound_drawn_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """HiGHS keeps a row to within 1e-6 of its scale: less than a bit, and not always enough."""
+    module = sys.modules["bitwright.allocate.ilp"]
+    n, size = 4, 40_000_000
+    loss = -np.tile([0.0, 1.0], (n, 1)) * np.arange(1, n + 1)[:, None]
+    cost = np.tile([0, size], (n, 1)) + np.arange(n)[:, None] * [0, 1]
+    problem = Problem(
+        tuple("abcd"), (1, 2), loss, cost, 2 * size + 3, np.ones((n, 2), bool), np.arange(n)
+    )
+    solver, bounds = module.milp, []
+
+    def lax(*given: Any, constraints: list[Any], **options: Any) -> Any:
+        row = constraints[1]
+        scale = np.abs(cost).max() / row.A.max()
+        bounds.append(row.ub[0] * scale)
+        assert 1e-6 * scale < 1  # a bit
+        if len(bounds) == 1:  # as if two bits over the bound were within what it is kept to
+            constraints[1] = LinearConstraint(row.A, -np.inf, row.ub + 2 / scale)
+        return solver(*given, constraints=constraints, **options)
+
+    monkeypatch.setattr(module, "milp", lax)
+    choice = module.solve(problem)
+    assert choice.tolist() == [0, 0, 0, 1]  # at first the last two: two bits over
+    assert bounds == pytest.approx([problem.budget, problem.budget - 2], abs=0.1)

@@ -16,7 +16,10 @@ import torch
 
 from bitwright import allocate
 from bitwright.allocate import Limit, Plan, Problem, SearchResult
+from bitwright.allocate.cross_entropy import _ELITES, _FLOOR, _STEP
 from bitwright.allocate.haq import _Layers, _truncated
+from bitwright.allocate.random_ratios import random_points
+from bitwright.allocate.ratios import Points
 from bitwright.errors import BitwrightError
 from mutants import mutated
 
@@ -251,6 +254,53 @@ def test_local_moves_find_what_the_prediction_leaves_out() -> None:
     assert gain_of_moves() >= 0.8
     with mutated("allocate.local_moves", "if values and min(values) < best:", "if values:"):
         assert gain_of_moves() < 0.8  # a walk that takes every move
+
+
+@every
+def test_one_evaluation_is_enough(name: str) -> None:
+    problem, order = landscape()
+    found = ROSTER[name](problem, order, Judge(problem), evaluations=1)
+    assert len(found.history) == 1
+
+
+def literal_cross_entropy(
+    problem: Problem, order: np.ndarray, count: int, seed: int
+) -> list[float]:
+    """The method by its book, of values as they are met: plans met again count as they did."""
+    space = Points(problem, order, None, "cross-entropy")
+    judge, known = Judge(problem), dict[bytes, float]()
+
+    def values(points: np.ndarray) -> list[float]:
+        found = []
+        for point in points:
+            if len(known) == count:
+                break
+            plan, _ = space.plan(point)
+            found.append(known.setdefault(plan.key, judge(plan)))
+        return found
+
+    m, rng = len(space), np.random.default_rng(seed + 1)
+    points = random_points(m, min(25, count // 4), seed)
+    seen = values(points)
+    centre, spread = np.zeros(m), np.full(m, 3**-0.5)
+    best, idle = (seen[int(np.argmin(seen))], points[int(np.argmin(seen))]), 0
+    while len(known) < count and idle < 10:
+        elite = points[np.argsort(seen, kind="stable")[:_ELITES]]
+        centre = centre + _STEP * (elite.mean(0) - centre)
+        spread = spread + _STEP * (elite.std(0) - spread)
+        drawn = rng.normal(centre, np.maximum(spread, _FLOOR) * 1.5**idle, (12, m))
+        before, drawn = len(known), np.clip(drawn, -1, 1)
+        met = values(drawn)
+        idle = 0 if len(known) > before else idle + 1
+        points, seen = np.concatenate([best[1][None], drawn[: len(met)]]), [best[0], *met]
+        best = (min(seen), points[int(np.argmin(seen))])
+    return list(known.values())
+
+
+def test_cross_entropy_is_the_method_of_the_book() -> None:
+    problem, order = landscape(limits=0)
+    found = allocate.cross_entropy(problem, order, Judge(problem), evaluations=100, seed=5)
+    assert [e.value for e in found.history] == literal_cross_entropy(problem, order, 100, 5)
 
 
 def test_cross_entropy_beats_random_ratios() -> None:

@@ -136,6 +136,14 @@ def test_sums_and_what_they_meet_equal_python_s_integers(kind: str, length: int)
     assert over.sum() > 0 or length == 1
 
 
+@pytest.mark.parametrize("kind", ["saturate", "pairs"])
+def test_a_sum_at_the_limit_fits_and_zero_is_met(kind: str):
+    w = np.array([[1, 1]])
+    for at, over in ((2047, 0), (2048, 1), (-2048, 0), (-2049, 1)):
+        low, high, found = met(np.array([[at, 0]]), w, Accumulator(12, kind))
+        assert (low[0], high[0], found[0]) == (min(0, at), max(0, at), over)
+
+
 def test_rows_are_divided_by_their_common_power_of_two_alone():
     q = torch.tensor([[4, -8, 12], [3, 6, 0], [0, 0, 0], [-6, 2, 10], [-128, 64, 64]])
     found, factor = reduced(q)

@@ -85,6 +85,17 @@ def test_the_fit_betters_greedy_signs_and_the_uniform_grid(k: int, columns: int)
         assert torch.equal(found.scale.half().float(), found.scale)
 
 
+def gain_of_four_bases(columns: int) -> float:
+    """Four bases' squared error as a share of the uniform grid's."""
+    weight = torch.cat([gauss(200, columns, 5), heavy(200, columns, 6)])
+    return float(bases.fit(weight, 4)[1].sum() / grid.fit(weight, 4)[1].sum())
+
+
+def test_the_fit_sets_out_from_enough_places():
+    for columns, most in ((9, 0.25), (40, 0.6)):
+        assert gain_of_four_bases(columns) < most
+
+
 def test_four_bases_fit_what_no_uniform_grid_does():
     generator = torch.Generator().manual_seed(0)
     values = torch.tensor([-1.0, -0.9, 0.1, 0.2])
@@ -159,6 +170,29 @@ def test_the_container_holds_the_same_numbers(found: Grid, seed: int):
     assert not held.numel() or int(held.abs().max()) <= MAX_LEVEL
 
 
+@settings(max_examples=60, deadline=None)
+@given(multibit(), st.integers(0, 2**31))
+def test_nearest_positions_are_those_of_the_codes(found: Grid, seed: int):
+    weight = gauss(len(found.bits), 40, seed) * found.scale[:, None] * 2.0 ** found.bits[:, None]
+    at = weight / found.scale[:, None] + found.zero[:, None] / 2
+    codes = quantize(weight, found)
+    assert torch.equal(grid.nearest(at, found), grid.positions(codes, found))
+    assert bool((codes < 2 ** found.bits[:, None]).all())
+    every = torch.arange(2 ** BASES[-1], dtype=torch.uint8).expand(len(found.bits), -1)
+    there = every < 2 ** found.bits[:, None]
+    highest = torch.where(there, grid.positions(every, found), 0).amax(1)
+    assert torch.equal(grid.reach(found), highest)
+
+
+def test_rows_in_groups_are_ordered_as_rows():
+    d = torch.tensor([[3, 5, 9, 0], [1, 2, 0, 0], [4, 4, 4, 4], [7, 1, 2, 0]])
+    bits = torch.tensor([3, 2, 4, 3])
+    flat = grid.ordered(d, bits, torch.float32)
+    grouped = grid.ordered(d.unflatten(0, (2, 2)), bits.unflatten(0, (2, 2)), torch.float32)
+    assert torch.equal(flat.codes, grouped.codes.flatten(0, 1))
+    assert torch.equal(flat.middles, grouped.middles.flatten(0, 1))
+
+
 def test_joined_grids_are_the_rows_of_all():
     one, _ = grid.fit(gauss(2, 30), 3)
     two, _ = bases.fit(gauss(3, 30), 3)
@@ -166,6 +200,11 @@ def test_joined_grids_are_the_rows_of_all():
     assert both.multibit.tolist() == [False, False, True, True, True]
     assert torch.equal(both.scale, torch.cat([one.scale, two.scale]))
     assert joined([one, one]).coordinates is None
+
+
+def test_coordinates_of_one_half_step_are_a_grid_of_bases():
+    d = torch.tensor([[1, 1, 0, 0], [1, 2, 4, 8]])
+    assert are_bases(torch.tensor([2, 4]), torch.tensor([1, 0]), d).tolist() == [True, True]
 
 
 @pytest.mark.parametrize(

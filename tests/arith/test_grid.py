@@ -15,7 +15,9 @@ from bitwright.arith.grid import (
     container,
     dequantize,
     fit,
+    nearest,
     quantize,
+    reach,
     round_scale,
     zero_points,
 )
@@ -65,6 +67,15 @@ def test_codes_are_those_of_the_nearest_level(grid: Grid, seed: int, spread: flo
         assert bool((gap[row] <= best + 1e-5 * scale * (1 + spread)).all())
         inside = (weight[row] >= values[0]) & (weight[row] <= values[-1])
         assert bool((gap[row][inside] <= scale / 2 * (1 + 1e-4)).all())
+
+
+@settings(max_examples=50, deadline=None)
+@given(grids(), st.integers(0, 2**31))
+def test_nearest_positions_are_those_of_the_codes(grid: Grid, seed: int):
+    weight = gauss(len(grid.bits), 50, seed) * grid.scale[:, None] * 2.0 ** grid.bits[:, None]
+    at = weight / grid.scale[:, None] + grid.zero[:, None] / 2
+    assert torch.equal(nearest(at, grid), quantize(weight, grid).float())
+    assert torch.equal(reach(grid), (2.0**grid.bits - 1).float())
 
 
 def test_a_zero_point_off_by_one_is_not_nearest():

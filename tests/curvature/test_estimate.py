@@ -204,6 +204,24 @@ def test_the_variance_is_of_both_errors():
     assert found.variance.tolist() == [25, 4, 4]
 
 
+def test_small_sums_are_counted_as_large_ones_are():
+    """Of six samples two are drawn with chance ½, and their errors scale with the numbers."""
+    rng = np.random.default_rng(3)
+    each = torch.tensor(rng.exponential(size=(6, 4)))
+    found = []
+    for scale in (1.0, 1e-4):
+        book = ledger.Ledger(6, 4)
+        book.open(torch.tensor([1, 4]), torch.float64)
+        rows = torch.tensor([1, 4])
+        book.add(rows, scale * each[rows], torch.zeros(2, dtype=torch.bool))
+        half = torch.full((6,), 0.5).double()
+        sums = book.sums(half, torch.zeros(6).double(), torch.tensor([0, 1, 0, 0, 1, 0]))
+        found.append(ledger.estimate(sums, 6))
+    assert found[0].value == pytest.approx(2 * each[[1, 4]].sum(0).numpy() / 6)
+    for part in ("value", "stderr_probe", "stderr_data"):
+        assert getattr(found[1], part) == pytest.approx(1e-4 * getattr(found[0], part))
+
+
 def test_errors_of_the_sample_are_those_of_a_mean():
     rng = np.random.default_rng(0)
     for n in (2, 3, 50):

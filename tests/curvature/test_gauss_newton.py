@@ -346,6 +346,17 @@ def joined(a: Sensitivity, b: Sensitivity) -> dict[str, tuple[np.ndarray, np.nda
     return {k: (value[k], probe[k], true[k]) for k in value}
 
 
+def test_one_direction_of_many_classes_is_the_first():
+    torch.manual_seed(0)
+    p = torch.randn(5, 60, dtype=torch.float64).softmax(-1)
+    values, vectors, _ = leading_directions(p.log(), 1)
+    matrices = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    torch.testing.assert_close(
+        values[:, 0], torch.linalg.eigvalsh(matrices)[:, -1], rtol=1e-3, atol=0
+    )
+    assert vectors.shape == (5, 60, 1)
+
+
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_block_power_iteration_is_eigh(scale: float):
     torch.manual_seed(0)

@@ -59,7 +59,7 @@ class Model(nn.Module):
     def __init__(self, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         self.stem, self.norm, self.call = nn.Linear(4, 6), nn.BatchNorm1d(6), call
-        up = nn.Linear(6, 7)  # both blocks use it
+        up = nn.Linear(6, 7, bias=False)  # both blocks use it
         self.blocks = nn.ModuleList([Block(up), Block(up)])
         self.head = nn.Linear(6, 3)
 

@@ -448,6 +448,34 @@ def test_tokens_of_images_are_their_pixels_and_lengths_must_agree():
         bitwright.traces(model, mixed, edges="pixel")
 
 
+#: operation -> its weight or layer, what follows its input, and the axis of that input's channels
+EDGES: dict[str, Callable[[], tuple[Any, Callable[[Any, Tensor], Tensor], int]]] = {
+    "linear": lambda: (nn.Linear(4, 3), lambda m, h: m.b(h).tanh().mean(1), -1),
+    "matmul": lambda: (torch.randn(4, 3), lambda m, h: (h @ m.b).tanh().mean(1), -1),
+    "conv": lambda: (nn.Conv1d(4, 3, 2), lambda m, h: m.b(h).tanh().mean(2), 1),
+    "transposed": lambda: (nn.ConvTranspose1d(4, 3, 2), lambda m, h: m.b(h).tanh().mean(2), 1),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_of_every_operation_are_those_of_the_dense_hessian(name: str):
+    torch.manual_seed(0)
+    part, rest, axis = EDGES[name]()
+    model = Fn(lambda m, x: m.head(rest(m, m.a(x))), a=nn.Linear(4, 4), b=part,
+               head=nn.Linear(3, 3)).double()  # fmt: skip
+    x = image(5, 4, 4)
+    found = bitwright.traces(model, x, tolerance=0).edges["b.input"].value
+    with torch.no_grad():
+        at, p = model.a(x), model(x).log_softmax(1)
+
+    def f(h: Tensor) -> Tensor:
+        return (p.exp() * (p - model.head(rest(model, h)).log_softmax(1))).sum() / len(p)
+
+    hessian = torch.autograd.functional.hessian(f, at).reshape(80, 80).diagonal().reshape(5, 4, 4)
+    wanted = hessian.movedim(axis, 0).flatten(1).sum(1)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9)
+
+
 def test_edges_are_inputs_of_layers_summed_over_their_consumers():
     torch.manual_seed(0)
     model = Fn(lambda m, x: m.head(m.a(torch.tanh(x)) + m.b(torch.tanh(x))), a=nn.Linear(4, 3),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -156,5 +157,8 @@ def drill(found: Drill, quick: bool, count: int) -> None:
 
 
 if __name__ == "__main__":
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    if len(plain) < len(os.environ):  # freed memory that is kept would count; read at the start
+        os.execve(sys.executable, [sys.executable, *sys.argv], plain)
     os.chdir(ROOT)
     main(drill, "size", count=8, quick=1)

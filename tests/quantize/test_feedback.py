@@ -46,6 +46,18 @@ def ours(weight: Tensor, gram: Tensor, grid: Grid, damping: float = 0.01) -> Ten
     return columns_of.round_columns(*(t[None] for t in parts), damping)[0]
 
 
+def test_rows_of_bases_have_the_nearest_codes_where_inputs_are_uncorrelated():
+    torch.manual_seed(0)
+    d = torch.tensor([[3, 7, 0, 0], [1, 4, 9, 0], [2, 3, 8, 13], [0, 0, 0, 0]])
+    bits = torch.tensor([2, 3, 4, 3])
+    grid = Grid(bits, 0.1 + torch.rand(4), torch.tensor([4, 7, 12, 7]), d)
+    weight = 4 * torch.randn(4, 30)
+    gram = torch.diag(1 + torch.rand(30)).double()
+    parts = (weight, gram, grid.scale, grid.zero, 2**bits - 1)
+    found = columns_of.round_columns(*(t[None] for t in parts), 0.0, d[None])[0]
+    assert torch.equal(found, quantize(weight, grid).double())
+
+
 def literal(weight: Tensor, gram: Tensor, grid: Grid, damping: float = 0.01) -> Tensor:
     """OBQ row by row, in GPTQ's order: invert H, round a weight, move the others, drop it."""
     h = gram.numpy() + damping * float(gram.diagonal().mean()) * np.eye(len(gram))

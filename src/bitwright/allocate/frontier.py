@@ -18,5 +18,5 @@ def frontier(problem: Problem, points: int = 64) -> list[tuple[int, float]]:
     cost = moves.start_cost + np.concatenate([[0], np.cumsum(moves.cost)])
     loss = moves.start_loss - np.concatenate([[0.0], np.cumsum(moves.gain)])
     wanted = np.linspace(cost[0], cost[-1], points)
-    chosen = np.unique(np.clip(np.searchsorted(cost, wanted), 0, len(cost) - 1))
+    chosen = np.unique(np.searchsorted(cost, wanted))
     return [(int(cost[i]), float(loss[i])) for i in chosen]

@@ -227,9 +227,7 @@ def fit(weight: Tensor, bits: int, *, refine: int = 3) -> tuple[Grid, Tensor]:
     best_zero = torch.full((rows,), zero_points(bits)[0], dtype=torch.int64)
     high, low = weight.amax(1).clamp(min=0), (-weight.amin(1)).clamp(min=0)
     for zero in zero_points(bits):
-        reach = (
-            torch.maximum(high / (top - zero / 2), low / (zero / 2)) if zero != 2 * top else high
-        )
+        reach = torch.maximum(high / (top - zero / 2), low / (zero / 2))
         for fraction in torch.linspace(_SMALLEST[bits], 1.0, _STEPS[bits]):
             scale = (reach * fraction).clamp(min=1e-12)
             scaled = weight / scale[:, None]

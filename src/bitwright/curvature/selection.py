@@ -184,7 +184,7 @@ class Units:
     many directions are taken apart into copies of two and one, unless many samples have as many.
 
     Attributes:
-        copies: (sample, first kind, last kind + 1) by number of kinds: size -> int64 [m, 3].
+        copies: (sample, first kind) by number of kinds: size -> int64 [m, 2].
             Kinds below `own` are eigenvectors, those from `own` on draws.
         opened: samples that are visited at all.
     """
@@ -211,13 +211,9 @@ class Units:
             whole = plan.final or len(rows) >= chunk or size <= 2
             for a in range(0, size, size if whole else 2):
                 width = size if whole else min(2, size - a)
-                start = first[rows] + a
-                part = torch.stack([rows, start, start + width], 1)
-                sizes.setdefault(width, []).append(part)
+                sizes.setdefault(width, []).append(torch.stack([rows, first[rows] + a], 1))
         copies = {k: torch.cat(v) for k, v in sorted(sizes.items(), reverse=True)}
         if not plan.final and 0 < len(copies.get(2, ())) < _FEW:
-            first, second = copies.pop(2), copies.get(1, torch.zeros(0, 3, dtype=torch.int64))
-            ones = [torch.stack([first[:, 0], first[:, 1] + a, first[:, 1] + a + 1], 1)
-                    for a in (0, 1)]  # fmt: skip
-            copies[1] = torch.cat([*ones, second])
+            pairs, ones = copies.pop(2), copies.get(1, torch.zeros(0, 2, dtype=torch.int64))
+            copies[1] = torch.cat([pairs, pairs + torch.tensor([0, 1]), ones])
         return cls(copies, opened)

@@ -243,11 +243,11 @@ def export(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) 
 def _forget(model: ir.Model) -> None:
     graph = model.graph
     values = [*graph.inputs, *graph.initializers.values()]
-    for holder in (model, graph, *values):
-        holder.metadata_props.clear()
-    for node in graph.all_nodes():
-        for holder in (node, *node.outputs):
-            holder.metadata_props.clear()
+    nodes = list(graph.all_nodes())
+    values += [value for node in nodes for value in node.outputs]
+    notes = [model.metadata_props, graph.metadata_props]
+    for props in [*notes, *(n.metadata_props for n in nodes), *(v.metadata_props for v in values)]:
+        props.clear()
 
 
 @contextlib.contextmanager
