@@ -597,6 +597,7 @@ def test_shuffling_is_seeded_and_leaves_the_generators_alone(factory: Callable[[
         ("return 1, 2", ("training data is a int",)),
         ("raise OSError('no disk')", ("make() failed: OSError: no disk (line",)),
         ("yield x\nraise OSError('no disk')", ("iterating failed: OSError: no disk (line",)),
+        ("yield x\nraise SystemExit('gone')", ("iterating failed: SystemExit: gone (line",)),
         ("return [(x, y, y)]", ("batch 0 is 3 parts", "yield x or (x, y)")),
         ("return [()]", ("batch 0 is 0 parts",)),
         ("return [{'input_ids': x}]", ("batch 0 is a mapping",)),

@@ -56,6 +56,7 @@ def test_a_command_has_control_c_as_an_exception_again(monkeypatch: pytest.Monke
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         with interrupts.interruptible():
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is interrupts._end  # while the rest is cleared away
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of nohup, or a shell's job behind the scenes
         interrupts.watch()
         with interrupts.interruptible():

@@ -33,10 +33,15 @@ def _end(number: int, frame: object) -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Around a command: what is open is put away first (typer would say "Aborted!" and 1)."""
+    watched = signal.getsignal(signal.SIGINT) is _end
     try:
-        if signal.getsignal(signal.SIGINT) is _end:
+        if watched:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(_LINE, file=sys.stderr)
         raise SystemExit(STATUS) from None
+    finally:
+        if watched:  # nothing is open any more
+            signal.signal(signal.SIGINT, _end)

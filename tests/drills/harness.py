@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 
+from bitwright import interrupts  # noqa: E402
 from pipeline import tiny  # noqa: E402
 
 torch.set_num_threads(1)
@@ -92,7 +93,7 @@ def start(*words: str, harm: Callable[[], object] | None = None) -> Child:
         return Child(pid, folder, begun)
     code = 70
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts.watch()
         for number, name in ((1, "out"), (2, "err")):
             handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, number)
@@ -200,6 +201,8 @@ def main(drill: Callable[[Drill, bool, int], None], name: str, count: int, quick
     parser.add_argument("--count", type=int, help=f"cases; {count}, or {quick} with --quick")
     parser.add_argument("--whole", action="store_true", help="check the float network each time")
     given = parser.parse_args()
+    # where it is ignored, as in the background of a shell, children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Drill(name, given.quick, given.whole) as found:
         drill(found, given.quick, given.count or (quick if given.quick else count))
     sys.exit(1 if found.failed else 0)

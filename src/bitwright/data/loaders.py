@@ -50,7 +50,7 @@ def gather(loader: Any, source: str, limit: int | None) -> tuple[Tensor, Tensor 
 def _batches(loader: Iterable[Any], source: str) -> Iterator[Any]:
     try:
         yield from loader
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BitwrightError(
             f"{source}: iterating failed: {said(error, source)}; fix the loader"
         ) from error
