@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import bitwright
 from bitwright.cli.memory import remember
 from bitwright.curvature import processes
-from bitwright.pipeline import METHODS
+from bitwright.pipeline import METHODS, ROUNDINGS
 from bitwright.pipeline import measured as stages
 from bitwright.quantize import SCORES
 from pipeline import tiny
@@ -272,8 +272,8 @@ def bad():
         ("conv_transpose2d", "--skip 0"),
     ),
     "half a bit": ({"budget": "0.5bit"}, ("1.000 to 8.000 a weight",)),
-    "1KB": ({"budget": "1KB"}, ("1,000 bytes", "between 3,")),
-    "0.1%": ({"budget": "0.1%"}, ("12 bytes", "between 3,")),
+    "1KB": ({"budget": "1KB"}, ("1,000 bytes", "between 2,")),
+    "0.1%": ({"budget": "0.1%"}, ("5 bytes", "between 2,")),
     "budget": ({"budget": "three"}, ("'three'", "3bit")),
     "no budget": ({"budget": "0bit"}, ("3bit",)),
     "method": ({"method": "magic"}, ("'magic'", "cw-hawq")),
@@ -333,6 +333,7 @@ from dataclasses import replace
 
 from bitwright import allocate
 from bitwright.pipeline.methods import METHODS, Method
+from bitwright.pipeline.roundings import ROUNDINGS
 from bitwright.quantize.scores import SCORES
 
 
@@ -342,6 +343,7 @@ def solve(bench, problem):
 
 METHODS["own"] = Method("Own", "Layers by another name.", solve)
 SCORES["own"] = SCORES["trace"]
+ROUNDINGS["own"] = ROUNDINGS["nearest"]
 
 
 def rows():
@@ -353,7 +355,7 @@ def rows():
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Options of a file with a method and a score of one's own, as docs/extending.md has them."""
-    for roster in (METHODS, SCORES):
+    for roster in (METHODS, SCORES, ROUNDINGS):
         monkeypatch.setitem(roster, "own", None)  # so that it is gone afterwards
         del roster["own"]
     (tmp_path / "own.py").write_text(tiny.MODEL + OWN)
@@ -361,18 +363,18 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {"model": "own.py:network", "data": "own.py:rows"}
 
 
-@pytest.mark.parametrize(("option", "name"), [("method", "own"), ("score", "own")])
+@pytest.mark.parametrize("option", ["method", "score", "rounding"])
 def test_names_of_ones_own_are_known_once_the_file_is_imported(
-    own: dict[str, str], option: str, name: str, place: Path, tmp_path: Path
+    own: dict[str, str], option: str, place: Path, tmp_path: Path
 ):
     own["data"] = f"npz:{place}/data.npz"
-    assert call("search", *given(place, **own, **{option: name}, out=tmp_path / "run")) == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())[option] == name
+    assert call("search", *given(place, **own, **{option: "own"}, out=tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())[option] == "own"
     found = json.loads((tmp_path / "run" / "plan.json").read_text())["method"]
     assert found == ("own" if option == "method" else "channels")
 
 
-@pytest.mark.parametrize("option", ["method", "score"])
+@pytest.mark.parametrize("option", ["method", "score", "rounding"])
 def test_a_wrong_name_is_refused_before_rows_are_made(
     own: dict[str, str], option: str, place: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -136,8 +136,8 @@ def test_uniform_levels_are_the_default_and_change_nothing(start: Start, tmp_pat
     [
         ({"levels": "ternary"}, "levels 'ternary' are unknown"),
         ({"method": "uniform"}, "--method uniform makes none"),
-        ({"rounding": "learned"}, "goes with --rounding nearest or feedback"),
-        ({"accumulator": 16}, "not with --accumulator"),
+        ({"rounding": "learned"}, "goes with --rounding nearest or feedback, not with learned"),
+        ({"accumulator": 16}, "does not go with --accumulator"),
     ],
 )
 def test_what_does_not_go_with_bases(settings: dict[str, Any], match: str):

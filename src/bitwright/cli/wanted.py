@@ -12,7 +12,7 @@ from bitwright.errors import BitwrightError
 
 def assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     """Task, settings and the model's name from options."""
-    from bitwright.pipeline import METHODS
+    from bitwright.pipeline import METHODS, ROUNDINGS
     from bitwright.pipeline.budget import parse_budget
     from bitwright.pipeline.settings import Settings, check_settings, read_overrides
     from bitwright.quantize import SCORES
@@ -30,7 +30,8 @@ def assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     goal = given["budget"]
     if goal is None and given["max_kl"] is None and given["max_drop"] is None:
         goal = "3bit"
-    if given["method"] not in METHODS or given["score"] not in SCORES:
+    rosters = {"method": METHODS, "score": SCORES, "rounding": ROUNDINGS}
+    if any(given[name] not in roster for name, roster in rosters.items()):
         _import_files(given)  # which may put it into the roster
     settings = check_settings(
         Settings(

@@ -12,12 +12,14 @@ from bitwright.pipeline.prune import (
     prune_and_compress,
     run_prune,
 )
+from bitwright.pipeline.roundings import ROUNDINGS
 from bitwright.pipeline.run import STAGES, Run
 from bitwright.pipeline.settings import Settings
 from bitwright.pipeline.training import convert, prepare
 
 __all__ = [
     "METHODS",
+    "ROUNDINGS",
     "STAGES",
     "MultibitSettings",
     "PruneSettings",

@@ -13,6 +13,7 @@ from bitwright import allocate, overflow, quantize
 from bitwright.curvature import make_key
 from bitwright.files import put
 from bitwright.pipeline.measured import CALIBRATION_ROWS, Measured
+from bitwright.pipeline.roundings import ROUNDINGS
 from bitwright.pipeline.search import Bounds
 from bitwright.pipeline.settings import apply_overrides
 
@@ -128,8 +129,7 @@ class Gridded(Measured):
         s = self.settings
         if self._guaranteed:
             return "trace"
-        fed_back = s.score == "actual-error" and s.rounding == "feedback"
-        return "feedback" if fed_back else s.score
+        return ROUNDINGS[s.rounding].score if s.score == "actual-error" else s.score
 
     @cached_property
     def predicted(self) -> quantize.Predicted | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from bitwright.allocate import Plan
 from bitwright.allocate.search import EvaluateMany
 from bitwright.errors import BitwrightError
+from bitwright.pipeline.roundings import ROUNDINGS
 
 if TYPE_CHECKING:
     from bitwright.pipeline.search import Workbench
@@ -35,13 +37,21 @@ def evaluators(bench: Workbench, processes: int, batch: int) -> Iterator[Evaluat
             processes than that have nothing to do.
 
     Raises:
-        BitwrightError: a process could not be started, or was killed.
+        BitwrightError: a process could not be started, or was killed; the weights are rounded, in
+            searches too, by a function that is not ours.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(processes or cores or 1, batch)
     if count <= 1:
         yield None
         return
+    own = ROUNDINGS[bench.rounding].in_search
+    if own is None:  # they need no rounding of one's own, which they do not have
+        bench = replace(bench, rounding="nearest")
+    elif not own.__module__.startswith("bitwright."):
+        raise BitwrightError(
+            f"other processes do not have the rounding {bench.rounding}; use --processes 1"
+        )
     content = pickle.dumps(bench)
     threads = max(1, torch.get_num_threads() // count)
     spawn = multiprocessing.get_context("spawn")

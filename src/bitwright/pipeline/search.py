@@ -21,6 +21,7 @@ from bitwright.network import Network, outputs
 from bitwright.pipeline.accumulators import Sums
 from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.processes import evaluators
+from bitwright.pipeline.roundings import ROUNDINGS
 from bitwright.pipeline.settings import Settings
 from bitwright.quantize import (
     EdgeGrid,
@@ -35,8 +36,6 @@ from bitwright.quantize.scores import EIGENVALUE_ROWS, WIDTHS
 
 #: rows the correction looks at, and rows that judge a plan
 CORRECTION_ROWS, HELD_OUT_ROWS = 256, 768
-#: rows that learned rounding sees
-LEARNED_ROWS = 1024
 #: rows an evaluation of CW-HAWQ corrects on, and is rewarded on
 REWARD_CORRECTION_ROWS, REWARD_ROWS = 64, 512
 #: logits are divided by it before the KL of the reward
@@ -168,7 +167,7 @@ class Workbench:
         predicted: what every channel would lose at each width; by trace where not given.
         free: grids of all activations at all widths and the bound on BOPs, where plans choose
             those widths as well; `edges` is empty then.
-        rounding: of the weights, one of `ROUNDINGS`.
+        rounding: of the weights, one of :data:`~bitwright.pipeline.roundings.ROUNDINGS`.
         sums: what accumulators must fit.
         bases: tables with multi-bit grids, and what channels would lose on them (by trace where not
             given), where rows may have those.
@@ -303,86 +302,63 @@ class Workbench:
         return self._references[rows]
 
     def build(self, plan: Plan) -> Quantized:
-        """Round, widen the steps of rows that kernels could saturate on, and correct.
-
-        Error feedback has corrected every layer behind the rounded ones before it, on more rows
-        than the values of all layers at once leave room for.
-        """
+        """Round, widen the steps of rows that kernels could saturate on, and correct."""
         bits, tables = quantize.plan_bits(self.network, plan), self.tables_of(plan)
-        grids = self.grids(plan)
-        if self.rounding == "feedback":
-            layers = quantize.round_with_feedback(
-                self.network, tables, bits, self._feedback_rows(), grids
-            )
-            layers = quantize.narrowed(self.network, layers, grids)
-            if self.sums is None:
-                return Quantized(self.network, layers, grids)
-            return self._fitted(layers, grids)
-        layers = quantize.round_weights(self.network, tables, bits)
+        grids, rounding = self.grids(plan), ROUNDINGS[self.rounding]
+        layers = rounding.round(self, tables, bits, grids)
         layers = quantize.narrowed(self.network, layers, grids)
         if self.sums is not None:
             return self._fitted(layers, grids)
-        found = self._corrected(layers, grids, CORRECTION_ROWS)
-        return self._learned(found) if self.rounding == "learned" else found
-
-    def _learned(self, found: Quantized) -> Quantized:
-        """Rounded by gradients, on the rows that error feedback would have and twice as many."""
-        found = quantize.learn_rounding(
-            found,
-            self.calibration[: self._seen_in_rounding(LEARNED_ROWS)],
-            {name: edge.value for name, edge in self.sensitivity.edges.items()},
-            kind=self.kind,
-            class_axis=self.class_axis,
-        )
-        layers = quantize.narrowed(self.network, found.layers, found.edges)
-        return replace(found, layers=layers)
+        if rounding.corrected:
+            return Quantized(self.network, layers, grids)
+        return self.corrected(layers, grids)
 
     def _fitted(self, layers: dict[str, QuantizedLayer], grids: dict[int, EdgeGrid]) -> Quantized:
         """Rounded so that accumulators hold their sums, and corrected."""
         assert self.sums is not None
 
         def correct(rounded: Mapping[str, QuantizedLayer]) -> Quantized:
-            return self._corrected(dict(rounded), grids, CORRECTION_ROWS)
+            return self.corrected(dict(rounded), grids)
 
-        nearest = self.rounding != "feedback"
+        nearest = ROUNDINGS[self.rounding].nearest
         found = correct(self.sums.rounded(self.network, layers, grids, nearest))
         return self.sums.fitted(found, self.calibration, correct)
 
-    def _corrected(
-        self, layers: dict[str, QuantizedLayer], grids: dict[int, EdgeGrid], rows: int
+    def corrected(
+        self,
+        layers: dict[str, QuantizedLayer],
+        grids: dict[int, EdgeGrid],
+        rows: int = CORRECTION_ROWS,
     ) -> Quantized:
+        """Scales and biases fitted to what the float network computes on so many rows."""
         x, reference = self._reference(rows)
         return quantize.correct(self.network, layers, grids, x, reference)
 
-    def _feedback_rows(self) -> Tensor:
-        return self.calibration[: self._seen_in_rounding(quantize.FEEDBACK_ROWS)]
-
-    def _seen_in_rounding(self, rows: int) -> int:
-        """So many, or what is left where plans are judged on calibration rows too."""
+    @property
+    def seen(self) -> Tensor:
+        """Rows that the rounding may look at; where plans are judged on such rows too, not all."""
         most = max(8, len(self.calibration) // 2) if self.spare else len(self.calibration)
-        return min(rows, most)
+        return self.calibration[: min(ROUNDINGS[self.rounding].rows, most)]
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        """Of the float network's inputs on those rows."""
+        if self._moments is None:
+            self._moments = quantize.float_moments(self.network, self.seen)
+        return self._moments
 
     def _rounded_in_a_search(self, plan: Plan) -> dict[str, QuantizedLayer]:
-        """Many plans share the moments of the float network's inputs: a fraction of the time."""
         bits, tables = quantize.plan_bits(self.network, plan), self.tables_of(plan)
-        nearest = self.rounding != "feedback"
-        if nearest:
-            found = quantize.round_weights(self.network, tables, bits)
-        else:
-            if self._moments is None:
-                self._moments = quantize.float_moments(self.network, self._feedback_rows())
-            found = quantize.round_by_moments(self.network, tables, bits, self._moments)
+        own, grids = ROUNDINGS[self.rounding], self.grids(plan)
+        used = own if own.in_search else ROUNDINGS["nearest"]
+        found = (used.in_search or used.round)(self, tables, bits, grids)
         if self.sums is None:
             return found
-        return self.sums.rounded(self.network, found, self.grids(plan), nearest)
+        return self.sums.rounded(self.network, found, grids, used.nearest)
 
     def held_out(self) -> Tensor:
-        """Calibration rows that neither correction nor feedback sees."""
-        used = len(self._reference(CORRECTION_ROWS)[0])
-        if self.rounding == "feedback":
-            used = max(used, len(self._feedback_rows()))
-        elif self.rounding == "learned":
-            used = max(used, self._seen_in_rounding(LEARNED_ROWS))
+        """Calibration rows that neither correction nor the rounding sees."""
+        used = max(len(self._reference(CORRECTION_ROWS)[0]), len(self.seen))
         rows = self.calibration[used : used + HELD_OUT_ROWS]
         return rows if len(rows) else self.calibration[-HELD_OUT_ROWS:]
 
@@ -402,7 +378,7 @@ class Workbench:
         if self._reward is None:
             self._reward = outputs(self.network.module, rows)
         found = quantize.simulate(
-            self._corrected(
+            self.corrected(
                 self._rounded_in_a_search(plan), self.grids(plan), REWARD_CORRECTION_ROWS
             ),
             rows,

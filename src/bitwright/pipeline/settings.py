@@ -17,6 +17,7 @@ from bitwright.network import Network
 from bitwright.pipeline.accumulators import Sums, sums_of
 from bitwright.pipeline.budget import Budget, parse_bops, parse_budget, parse_latency
 from bitwright.pipeline.methods import require
+from bitwright.pipeline.roundings import require_rounding
 from bitwright.quantize import EDGE_WIDTHS, LEVELS, RANGES, SCORES
 from bitwright.quantize.scores import WIDTHS
 from bitwright.report.summary import setting_text
@@ -24,7 +25,6 @@ from bitwright.train import augment
 
 ORDERS = ("all", "hawq")
 GRANULARITIES = ("edge", "channel")
-ROUNDINGS = ("nearest", "feedback", "learned")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
         ranges: what decides on the ranges of activations, one of :data:`bitwright.quantize.RANGES`;
             None: `curvature` below 8 bits, else `squared`, which is as good there and needs less.
         equalize: how far the ranges of activations' channels are made equal, 0 to 1.
-        rounding: one of :data:`ROUNDINGS`.
+        rounding: one of :data:`~bitwright.pipeline.roundings.ROUNDINGS`.
         levels: of a row of weights, one of :data:`bitwright.quantize.LEVELS`: `multi-bit` lets rows
             of 2 to 4 bits be sums of bases where that costs less (:mod:`bitwright.quantize.bases`).
         epochs: of fine-tuning.
@@ -196,13 +196,7 @@ def check_settings(settings: Settings) -> Settings:
         raise BitwrightError(f"skip must be names of layers, not {skip!r}")
     if settings.order not in ORDERS:
         raise BitwrightError(f"order {settings.order!r} is unknown; use {', '.join(ORDERS)}")
-    if settings.rounding not in ROUNDINGS:
-        names = ", ".join(ROUNDINGS)
-        raise BitwrightError(f"rounding {settings.rounding!r} is unknown; use {names}")
-    if settings.rounding == "learned" and settings.accumulator is not None:
-        raise BitwrightError(
-            "rounding learned does not keep accumulators from overflowing; use feedback"
-        )
+    require_rounding(settings.rounding, accumulators=settings.accumulator is not None)
     _check_levels(settings)
     if settings.ranges not in (None, *RANGES):
         raise BitwrightError(f"ranges {settings.ranges!r} is unknown; use {', '.join(RANGES)}")
@@ -274,10 +268,9 @@ def _check_levels(settings: Settings) -> None:
         return
     if settings.method == "uniform":
         raise BitwrightError("--levels multi-bit is a choice, and --method uniform makes none")
-    if settings.rounding == "learned" or settings.accumulator is not None:
-        raise BitwrightError(
-            "--levels multi-bit goes with --rounding nearest or feedback, not with --accumulator"
-        )
+    require_rounding(settings.rounding, bases=True)
+    if settings.accumulator is not None:
+        raise BitwrightError("--levels multi-bit does not go with --accumulator")
 
 
 def _check_granularity(settings: Settings) -> None:
