@@ -89,7 +89,7 @@ audit: env
 	$(BIN)/python -m pip check
 	$(BIN)/python .ci/audit.py
 
-CORE := tests/curvature tests/allocate tests/arith tests/quantize/test_feedback.py
+CORE := tests/curvature tests/allocate tests/arith tests/quantize/test_feedback.py tests/quantize/test_embedding.py
 coverage: env
 	@mkdir -p build/coverage
 	$(BIN)/python -m coverage run -m pytest $(CORE) -m "not slow" $(PYTEST_ARGS)

@@ -30,7 +30,10 @@ from forked_tests import ROOT, Reached
 
 PACKAGES = ("curvature", "allocate", "arith")
 #: fast tests of theirs that stand elsewhere, beside the stage that uses what they test
-ELSEWHERE = {"arith": ["tests/quantize/test_feedback.py"]}
+ELSEWHERE = {
+    "arith": ["tests/quantize/test_feedback.py"],
+    "curvature": ["tests/quantize/test_embedding.py"],
+}
 #: of defaults, which are set where no test is seen to reach them
 SIGNATURES = "tests/test_signatures.py"
 COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {

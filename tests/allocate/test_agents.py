@@ -31,6 +31,7 @@ def test_an_episode_over_ratios_is_one_evaluation_and_its_reward() -> None:
     env = ratio_environment(judge)
     check_env(env, warn=False)
     assert isinstance(env.action_space, spaces.Box)
+    assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
     action = np.linspace(-0.9, 0.7, env.action_space.shape[0]).astype(np.float32)
     state, reward, terminated, truncated, _ = env.step(action)
     plan, _ = env.space.plan(action.astype(float))
@@ -61,7 +62,7 @@ def told(monkeypatch: pytest.MonkeyPatch, evaluations: int) -> tuple[np.ndarray,
     """What HAQ's agent is told of each episode, its values, and episodes at random."""
     problem, _ = landscape(limits=0)
     gains: list[float] = []
-    random: list[bool] = []
+    noises: list[float | None] = []
     remember, walk = haq._remember, haq._Layers.walk
 
     def remembered(agent: Any, layers: Any, actions: np.ndarray, reward: float) -> None:
@@ -69,7 +70,7 @@ def told(monkeypatch: pytest.MonkeyPatch, evaluations: int) -> tuple[np.ndarray,
         remember(agent, layers, actions, reward)
 
     def walked(self: Any, agent: Any, noise: float | None, rng: Any) -> np.ndarray:
-        random.append(noise is None)
+        noises.append(noise)
         found: np.ndarray = walk(self, agent, noise, rng)
         return found
 
@@ -77,8 +78,9 @@ def told(monkeypatch: pytest.MonkeyPatch, evaluations: int) -> tuple[np.ndarray,
         patch.setattr(haq, "_remember", remembered)
         patch.setattr(haq._Layers, "walk", walked)
         found = allocate.haq(problem, TIE, FEATURES, Judge(problem), evaluations=evaluations)
-    assert random == sorted(random, reverse=True)  # at random first
-    return np.array(gains), np.array([e.value for e in found.history]), sum(random)
+    random = noises.count(None)
+    assert noises == [None] * random + [0.5 * 0.99**k for k in range(evaluations - random)]
+    return np.array(gains), np.array([e.value for e in found.history]), random
 
 
 @pytest.mark.parametrize(("evaluations", "wanted"), [(3, 1), (12, 3)])
@@ -147,6 +149,45 @@ def test_the_last_good_move_is_tried_first_again() -> None:
         (after, _), *_ = here.moves(1, 0.7)
         moved = sign * (after - at)
         assert np.flatnonzero(moved).tolist() == [layer] and moved[layer] > 0
+
+
+def test_exploration_falls_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, order = landscape(limits=0)
+    spreads: list[float] = []
+
+    def valued(self: Any, points: np.ndarray) -> np.ndarray:
+        assert len(points) == 8
+        spreads.append(float(points.std()))
+        first: np.ndarray = points[0]
+        return first
+
+    monkeypatch.setattr(cw_hawq._Agent, "train", lambda self, steps: None)
+    monkeypatch.setattr(cw_hawq._Agent, "valued", valued)
+    for name in ("proposal", "best"):
+        monkeypatch.setattr(cw_hawq._Agent, name, lambda self: np.zeros(len(self.env.space)))
+    allocate.cw_hawq(problem, order, Judge(problem), evaluations=60)
+    done = 15 + np.arange(len(spreads))
+    assert spreads == pytest.approx(0.3 * (0.05 / 0.3) ** (done / 60), rel=0.5)
+    assert np.mean(spreads[:8]) > 2 * np.mean(spreads[-8:])
+
+
+@pytest.mark.parametrize("share", [1.0, -1.0, 0.3])
+def test_a_point_is_a_factor_on_every_share(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, order = landscape(limits=0)
+    asked: list[np.ndarray] = []
+    module = sys.modules["bitwright.allocate.ratios"]
+    plain = module.plan_from_ratios
+    monkeypatch.setattr(
+        module, "plan_from_ratios", lambda p, o, r, m: asked.append(r) or plain(p, o, r, m)
+    )
+    start = allocate.layers(problem, TIE)
+    space = Points(problem, order, start, "own")
+    point = np.zeros(8)
+    point[3] = share
+    _, logged = space.plan(point)
+    shares = (allocate.ratios_of(problem, start) + 0.01) / 1.08  # none is impossible
+    shares[3] *= np.exp(5 * share)
+    assert asked[0] == pytest.approx(shares) and logged == tuple(point)
 
 
 def test_points_of_cross_entropy_stay_in_the_box(monkeypatch: pytest.MonkeyPatch) -> None:

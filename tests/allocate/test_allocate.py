@@ -431,6 +431,23 @@ def test_enumeration_rejects_a_greedy_that_stops_early() -> None:
     assert worse > 0
 
 
+def test_what_still_fits_fills_the_gap_that_greedy_moves_leave() -> None:
+    loss = np.array([[9.0, 0.0], [8.0, 0.0], [1.0, 0.0]])
+    cost = np.array([[0, 5], [0, 5], [0, 2]])
+    problem = Problem(tuple("abc"), (1, 2), loss, cost, 7, np.ones((3, 2), bool), np.arange(3))
+    assert _greedy(problem)[0].tolist() == [1, 0, 1]
+
+
+def test_the_linear_bound_moves_with_what_every_choice_loses() -> None:
+    rng = np.random.default_rng(23)
+    for limits in (0, 1):
+        problem = make(rng, 12, limits=limits)
+        more = rng.normal(size=(12, 1)) - 3
+        moved = replace(problem, loss=problem.loss + more)
+        found = allocate.lp_bound(moved) - more.sum()
+        assert found == pytest.approx(allocate.lp_bound(problem), abs=1e-6)
+
+
 def test_near_the_linear_bound_at_100_000_channels() -> None:
     rng = np.random.default_rng(8)
     n = 100_000
@@ -470,12 +487,33 @@ def test_ratios_are_met_along_the_order() -> None:
     assert (np.diff(along) <= 0).all()  # widest first
 
 
+def test_no_widening_behind_a_cut_fits_any_more() -> None:
+    rng = np.random.default_rng(24)
+    widened = 0
+    for _ in range(30):
+        problem = replace(make(rng, 30, 8), allowed=np.ones((30, 8), dtype=bool))
+        order = rng.permutation(30)
+        plan = allocate.plan_from_ratios(problem, order, rng.dirichlet(np.full(8, 0.4)))
+        left = problem.budget - plan.cost
+        for place, item in enumerate(order):
+            first = not place or plan.choice[order[place - 1]] > plan.choice[item]
+            if first and plan.choice[item] < 7:
+                assert problem.cost[item, 0] > left
+                widened += bool(place)
+    assert widened > 30
+
+
 def test_plans_survive_json_and_hostile_json_is_one_line() -> None:
     problem = make(np.random.default_rng(11), 12)
     plan = allocate.knapsack(problem)
     text = plans.to_json(plan)
     again = plans.from_json(text, problem)
     assert again.key == plan.key and again.cost == plan.cost and again.budget == plan.budget
+    own = replace(plan, bases=plan.bits == 2)
+    assert 0 < own.bases.sum() < 12
+    told = json.loads(plans.to_json(own))["bases"]
+    layers = {n.rpartition("[")[0] for n, b in zip(own.names, own.bases, strict=True) if b}
+    assert told.keys() == layers and sum(map(len, told.values())) == own.bases.sum()
     hostile = [
         "",
         "[]",

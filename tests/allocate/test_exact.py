@@ -144,18 +144,28 @@ def test_a_plan_that_oversteps_a_bound_is_refused_and_the_bound_drawn_in(
     problem = Problem(
         tuple("abcd"), (1, 2), loss, cost, 2 * size + 3, np.ones((n, 2), bool), np.arange(n)
     )
-    solver, bounds = module.milp, []
+    solver = module.milp
 
-    def lax(*given: Any, constraints: list[Any], **options: Any) -> Any:
-        row = constraints[1]
-        scale = np.abs(cost).max() / row.A.max()
-        bounds.append(row.ub[0] * scale)
-        assert 1e-6 * scale < 1  # a bit
-        if len(bounds) == 1:  # as if two bits over the bound were within what it is kept to
-            constraints[1] = LinearConstraint(row.A, -np.inf, row.ub + 2 / scale)
-        return solver(*given, constraints=constraints, **options)
+    def solved(over: int, times: int) -> tuple[np.ndarray | None, list[float]]:
+        """What is chosen, and the bounds, where the first ones are kept to within `over` bits."""
+        bounds: list[float] = []
 
-    monkeypatch.setattr(module, "milp", lax)
-    choice = module.solve(problem)
+        def lax(*given: Any, constraints: list[Any], **options: Any) -> Any:
+            row = constraints[1]
+            scale = np.abs(cost).max() / row.A.max()
+            bounds.append(row.ub[0] * scale)
+            assert 1e-6 * scale < 1  # a bit
+            if len(bounds) <= times:
+                constraints[1] = LinearConstraint(row.A, -np.inf, row.ub + over / scale)
+            return solver(*given, constraints=constraints, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "milp", lax)
+            return module.solve(problem), bounds
+
+    choice, bounds = solved(2, 1)
+    assert choice is not None
     assert choice.tolist() == [0, 0, 0, 1]  # at first the last two: two bits over
     assert bounds == pytest.approx([problem.budget, problem.budget - 2], abs=0.1)
+    choice, bounds = solved(9 * size, 99)
+    assert choice is None and len(bounds) == 4

@@ -11,7 +11,8 @@ from scipy.sparse import csr_array
 from bitwright import allocate
 from bitwright.allocate import Plan, Problem, Product
 from bitwright.allocate import plan as plans
-from bitwright.allocate.joint import Stars
+from bitwright.allocate.joint import Stars, _first, multipliers
+from bitwright.allocate.problem import Bounds
 from bitwright.errors import BitwrightError
 from mutants import mutated
 
@@ -133,6 +134,53 @@ def test_many_items_are_close_to_the_bound() -> None:
     close_to_the_bound()
 
 
+def test_a_plan_at_the_bound_fits_and_one_beyond_does_not() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        problem = make(rng, 6, 3)
+        choice = allocate.knapsack(problem).choice
+        total = bops(problem, choice + 1.0)
+        for share, fits in ((1.0, True), (1 - 1e-9, False), (1 - 1e-14, True)):
+            product = replace(problem.products[0], bound=total * share)
+            assert Bounds(problem.with_products(product)).fit(choice) is fits
+
+
+def test_bounds_know_that_the_narrowest_may_not_be_allowed() -> None:
+    rng = np.random.default_rng(7)
+    tight = 0
+    for _ in range(20):
+        problem = make(rng, 5, 2)
+        allowed = problem.allowed.copy()
+        allowed[:3] = [False, True, True]
+        wider = replace(problem, allowed=allowed)
+        low, high = allocate.product_range(wider, problem.products[0])
+        product = replace(problem.products[0], bound=low + 0.4 * (high - low))
+        wider = wider.with_budget(10**6).with_products(product)
+        best, bound = allocate.brute_force(wider).loss, allocate.lp_bound(wider)
+        assert bound <= best * (1 + 1e-9)
+        tight += bound >= 0.3 * best
+    assert tight >= 15
+
+
+def test_the_first_plan_within_is_at_the_least_factor() -> None:
+    rng = np.random.default_rng(8)
+    better = 0
+    for _ in range(20):
+        problem = make(rng, 30, 6)
+        bounds, stars = Bounds(problem), Stars(problem)
+        prices, _ = multipliers(problem, stars, bounds)
+        rows = np.arange(36)
+        losses = [
+            problem.loss[rows, _first(problem, stars, bounds, prices)].sum(),
+            problem.loss[rows, stars.cheapest(2 * prices)].sum(),
+        ]
+        assert bounds.fit(_first(problem, stars, bounds, prices)) and losses[0] <= losses[1]
+        early = _first(problem, stars, bounds, 8 * prices)  # an eighth of that is found as well
+        assert problem.loss[rows, early].sum() == pytest.approx(losses[0], rel=1e-6)
+        better += losses[0] < losses[1]
+    assert better > 10
+
+
 def test_uniform_is_the_best_pair_of_widths() -> None:
     rng = np.random.default_rng(3)
     for _ in range(10):
@@ -152,6 +200,16 @@ def test_uniform_is_the_best_pair_of_widths() -> None:
         ]
         losses = [problem.loss[np.arange(9), bits - 1].sum() for bits in maximal]
         assert found.loss <= min(losses) + 1e-12  # an activation nobody reads may be wider
+
+
+def test_uniform_is_as_wide_as_fits_whatever_is_predicted() -> None:
+    n = 3
+    loss = np.tile([1.0, 2.0, 3.0, 4.0], (n, 1))  # predictions err
+    problem = Problem(
+        tuple("abc"), (1, 2, 3, 4), loss, np.tile([1, 2, 3, 4], (n, 1)), 3 * n + 1,
+        np.ones((n, 4), bool), np.arange(n),
+    )  # fmt: skip
+    assert allocate.uniform(problem).bits.tolist() == [3] * n
 
 
 def test_each_part_has_its_own_ratios() -> None:

@@ -356,6 +356,8 @@ def test_haq_keeps_its_two_rates_and_every_step_has_the_reward() -> None:
     # stored in the actor's own range
     assert buffer.actions[:LAYERS, 0, 0] == pytest.approx(2 * actions - 1)
     assert buffer.observations[1, 0, -1] == actions[0]
+    after = buffer.next_observations[: LAYERS - 1, 0]
+    assert (after == buffer.observations[1:LAYERS, 0]).all()
 
 
 def test_truncated_noise_has_the_closed_form_mean() -> None:

@@ -92,7 +92,7 @@ def gain_of_four_bases(columns: int) -> float:
 
 
 def test_the_fit_sets_out_from_enough_places():
-    for columns, most in ((9, 0.25), (40, 0.6)):
+    for columns, most in ((9, 0.124), (40, 0.52)):
         assert gain_of_four_bases(columns) < most
 
 
@@ -191,6 +191,20 @@ def test_rows_in_groups_are_ordered_as_rows():
     grouped = grid.ordered(d.unflatten(0, (2, 2)), bits.unflatten(0, (2, 2)), torch.float32)
     assert torch.equal(flat.codes, grouped.codes.flatten(0, 1))
     assert torch.equal(flat.middles, grouped.middles.flatten(0, 1))
+    at = torch.linspace(-1, 20, 50).expand(4, -1)
+    own = grouped.nearest(at.unflatten(0, (2, 2)))
+    assert torch.equal(flat.nearest(at), own.flatten(0, 1))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_greedy_start_is_signs_and_means_of_what_is_left(bits: int):
+    weight = gauss(5, 20)
+    for row, found in zip(weight.double().numpy(), bases.greedy(weight, bits), strict=True):
+        left, alphas = row.copy(), []
+        for _ in range(bits):
+            alphas.append(np.abs(left).mean())
+            left = np.array([v - alphas[-1] if v >= 0 else v + alphas[-1] for v in left])
+        assert found.tolist() == pytest.approx([2 * a for a in alphas] + [-sum(alphas)])
 
 
 def test_joined_grids_are_the_rows_of_all():

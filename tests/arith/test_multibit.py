@@ -76,6 +76,15 @@ def test_a_group_takes_no_more_bases_than_it_needs():
     assert not multibit.values(found)[1].any()
 
 
+def test_a_group_has_one_to_eight_bases():
+    weight = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    assert multibit.sketch(weight, 1).alpha.shape == (2, 1)
+    assert multibit.sketch(weight, 8).alpha.shape == (2, 8)
+    for most in (0, 9):
+        with pytest.raises(ValueError, match=f"1 to 8 bases, not {most}"):
+            multibit.sketch(weight, most)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
 def test_nearest_is_the_best_of_all_levels(count: int):
     alpha = drawn(7, count).abs()

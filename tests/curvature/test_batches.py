@@ -30,3 +30,12 @@ def test_nan_is_found_in_every_part(row: int):
     x[row, 1] = float("nan")
     with pytest.raises(BitwrightError, match="NaN"):
         read(x)
+
+
+def test_a_batch_has_inputs_and_maybe_targets():
+    x, y = torch.randn(4, 3), torch.arange(4)
+    assert read([(x,)])[0].targets is None and torch.equal(read([[x]])[0].inputs, x)
+    assert torch.equal(read([(x, y)])[0].targets, y)
+    for piece in ((), (x, y, y)):
+        with pytest.raises(BitwrightError, match=f"a batch has {len(piece)} parts; give"):
+            read([piece])

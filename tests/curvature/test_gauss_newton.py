@@ -346,6 +346,26 @@ def joined(a: Sensitivity, b: Sensitivity) -> dict[str, tuple[np.ndarray, np.nda
     return {k: (value[k], probe[k], true[k]) for k in value}
 
 
+@pytest.mark.parametrize(
+    ("outputs_", "kind", "estimator"),
+    [(100, "squared", "leading eigenvectors"), (101, "squared", "random signs"),
+     (130, "kl", "leading eigenvectors")],
+)  # fmt: skip
+def test_many_directions_of_equal_weight_are_drawn(outputs_: int, kind: str, estimator: str):
+    torch.manual_seed(0)
+    x = torch.randn(6, 3)
+    network = build(nn.Sequential(nn.Linear(3, outputs_)).eval(), x)
+    found = gauss_newton(network, x, kind=kind, tolerance=0.3, edges=False)
+    assert found.details["estimator"] == estimator
+
+
+def test_the_floor_is_the_last_of_what_is_left_out():
+    values = torch.tensor([[4.0, 1.0], [3.0, 2.0]]).double()
+    spectrum = Spectrum(values.sum(1), values, None)
+    floors = [spectrum.floor(share) for share in (0.0, 0.09, 0.1, 0.29, 0.3, 0.61)]
+    assert floors == [0, 0, 1, 1, 2, 3]
+
+
 def test_one_direction_of_many_classes_is_the_first():
     torch.manual_seed(0)
     p = torch.randn(5, 60, dtype=torch.float64).softmax(-1)

@@ -70,6 +70,7 @@ def test_exact_where_the_probes_span_everything(name: str):
 def test_too_few_probes(name: str, least: int):
     with pytest.raises(ValueError, match=f"at least {least}"):
         METHODS[name](lambda v: v, 10, probes=least - 1)
+    assert METHODS[name](lambda v: v, 10, probes=least)[0] > 0
 
 
 def test_products_are_those_paid_for():

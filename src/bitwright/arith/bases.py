@@ -166,7 +166,7 @@ def _integers(rows: _Sorted, solved: Tensor, bits: int) -> Grid:
         zero = (-offset / step).round()
         zero = zero.clamp(min=0, max=MAX_LEVEL).maximum(d.sum(1) - MAX_LEVEL)
         zero = zero.minimum(d.sum(1))
-        held = (d.sum(1) - zero <= MAX_LEVEL) & (zero <= MAX_LEVEL)
+        held = zero <= MAX_LEVEL  # and so is what is above it
         integers = torch.cat([d, -zero[:, None]], 1)
         levels = integers @ signs
         for _ in range(_INTEGER_ROUNDS):

@@ -213,7 +213,7 @@ class Units:
                 width = size if whole else min(2, size - a)
                 sizes.setdefault(width, []).append(torch.stack([rows, first[rows] + a], 1))
         copies = {k: torch.cat(v) for k, v in sorted(sizes.items(), reverse=True)}
-        if not plan.final and 0 < len(copies.get(2, ())) < _FEW:
+        if not plan.final and 2 in copies and len(copies[2]) < _FEW:
             pairs, ones = copies.pop(2), copies.get(1, torch.zeros(0, 2, dtype=torch.int64))
             copies[1] = torch.cat([pairs, pairs + torch.tensor([0, 1]), ones])
         return cls(copies, opened)
