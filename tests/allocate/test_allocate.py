@@ -373,10 +373,11 @@ def exact_on_small_problems(name: str, count: int) -> None:
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_two_exact_methods_agree_on_forty_items(k: int) -> None:
     rng = np.random.default_rng(13)
-    for _ in range(4):
+    for scale in (1.0, 1e-9, 1e6, 1.0):
         problem = make(rng, 40, 8, limits=k)
         best = allocate.knapsack(problem).loss
-        assert best == pytest.approx(allocate.ilp(problem).loss, rel=1e-7)
+        scaled = replace(problem, loss=problem.loss * scale)
+        assert best == pytest.approx(allocate.ilp(scaled).loss / scale, rel=1e-7)
         # the multipliers bound all plans, and meet the linear relaxation
         bound = allocate.lp_bound(problem)
         assert multipliers(problem)[1] == pytest.approx(bound, rel=1e-5)

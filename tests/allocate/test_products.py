@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -160,6 +161,16 @@ def test_bounds_know_that_the_narrowest_may_not_be_allowed() -> None:
         assert bound <= best * (1 + 1e-9)
         tight += bound >= 0.3 * best
     assert tight >= 15
+
+
+def test_the_range_of_a_product_is_that_of_all_plans() -> None:
+    rng = np.random.default_rng(9)
+    for _ in range(20):
+        problem = make(rng, 3, 2)
+        options = itertools.product(*[np.flatnonzero(a) + 1.0 for a in problem.allowed])
+        totals = [bops(problem, np.array(bits)) for bits in options]
+        found = allocate.product_range(problem, problem.products[0])
+        assert found == pytest.approx((min(totals), max(totals)))
 
 
 def test_the_first_plan_within_is_at_the_least_factor() -> None:

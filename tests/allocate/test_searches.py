@@ -16,7 +16,6 @@ import torch
 
 from bitwright import allocate
 from bitwright.allocate import Limit, Plan, Problem, SearchResult
-from bitwright.allocate.cross_entropy import _ELITES, _FLOOR, _STEP
 from bitwright.allocate.haq import _Layers, _truncated
 from bitwright.allocate.random_ratios import random_points
 from bitwright.allocate.ratios import Points
@@ -280,15 +279,16 @@ def literal_cross_entropy(
         return found
 
     m, rng = len(space), np.random.default_rng(seed + 1)
+    elites, step, floor = 4, 0.7, 0.03
     points = random_points(m, min(25, count // 4), seed)
     seen = values(points)
     centre, spread = np.zeros(m), np.full(m, 3**-0.5)
     best, idle = (seen[int(np.argmin(seen))], points[int(np.argmin(seen))]), 0
     while len(known) < count and idle < 10:
-        elite = points[np.argsort(seen, kind="stable")[:_ELITES]]
-        centre = centre + _STEP * (elite.mean(0) - centre)
-        spread = spread + _STEP * (elite.std(0) - spread)
-        drawn = rng.normal(centre, np.maximum(spread, _FLOOR) * 1.5**idle, (12, m))
+        elite = points[np.argsort(seen, kind="stable")[:elites]]
+        centre = centre + step * (elite.mean(0) - centre)
+        spread = spread + step * (elite.std(0) - spread)
+        drawn = rng.normal(centre, np.maximum(spread, floor) * 1.5**idle, (12, m))
         before, drawn = len(known), np.clip(drawn, -1, 1)
         met = values(drawn)
         idle = 0 if len(known) > before else idle + 1

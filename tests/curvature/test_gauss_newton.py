@@ -551,10 +551,13 @@ def test_a_seed_decides():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_edges_can_be_left_out_and_progress_ends_at_one():
+@pytest.mark.parametrize("tolerance", [0.0, 0.2])
+def test_edges_can_be_left_out_and_progress_ends_at_one(tolerance: float):
     network, x = made("mlp")
     seen: list[float] = []
-    found = gauss_newton(network, x, edges=False, chunk=2, progress=seen.append)
+    found = gauss_newton(
+        network, x, edges=False, chunk=2, tolerance=tolerance, progress=seen.append
+    )
     assert not found.edges and list(found.layers) == [layer.name for layer in network.layers]
     assert seen == sorted(seen) and seen[-1] == 1.0
     assert not any(p.grad is not None for p in network.module.parameters())

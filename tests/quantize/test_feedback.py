@@ -177,6 +177,8 @@ def descends_wrongly() -> list[int]:
         weight, gram, _ = problem(seed, fan_in=(5, 40)[seed % 2])
         grid = fit(weight, 1 + seed % 3)[0]
         start = quantize(weight, grid).double()
+        if seed % 4 > 1:  # from afar: several codes at a time
+            start = (2.0 ** grid.bits[:, None] - 1) - start
         parts = (start, weight, gram, grid.scale, grid.zero, 2**grid.bits - 1)
         found = columns_of.descend(*(t[None] for t in parts), sweeps=100)[0]
         if not torch.equal(found, descended(start, weight, gram, grid)):
