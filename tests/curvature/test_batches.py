@@ -39,3 +39,9 @@ def test_a_batch_has_inputs_and_maybe_targets():
     for piece in ((), (x, y, y)):
         with pytest.raises(BitwrightError, match=f"a batch has {len(piece)} parts; give"):
             read([piece])
+
+
+def test_numbers_without_an_axis_are_no_rows():
+    x = torch.randn(4, 3)
+    found = read([{"x": x, "scale": torch.tensor(2.0), "flag": True}])
+    assert [b.rows for b in found] == [4] and found[0].inputs["flag"] is True

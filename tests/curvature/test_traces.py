@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,8 @@ def test_exact(name: str):
     call = lambda m, changed: functional_call(m, changed, (x,))  # noqa: E731
     wanted = expected(model, kl(model, call), measured(model, loose), axes)
     assert close(found, wanted) == []
+    pairs = bitwright.traces(model, x, tolerance=0, chunk=2, edges=False)  # passes of two rows
+    assert close(pairs, wanted) == []
     assert found.details["one_by_one"] == ", ".join(loose)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -252,6 +255,9 @@ LOSSES: dict[str, tuple[Any, Callable[[], Tensor]]] = {
         nn.CrossEntropyLoss(reduction="sum"), lambda: torch.tensor([0, 2, 1, 1])),
     "cross-entropy, probabilities": (
         nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5]).double()),
+        lambda: torch.rand(4, 3, dtype=torch.float64).softmax(1)),
+    "cross-entropy, probabilities, smoothing": (
+        nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5]).double(), label_smoothing=0.3),
         lambda: torch.rand(4, 3, dtype=torch.float64).softmax(1)),
     "mse": (nn.MSELoss(), lambda: torch.randn(4, 3, dtype=torch.float64)),
     "bce": (
@@ -282,6 +288,18 @@ def test_losses(name: str, head: str):
     wanted = expected(model, f, ["weight"], {})["weight"]
     wanted = wanted if loss.reduction == "mean" else wanted / 4  # ours is a mean over rows
     np.testing.assert_allclose(found.layers["weight"].value, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("wrap", [dict, SimpleNamespace])
+def test_what_is_called_logits_is_what_the_loss_sees(wrap: Any):
+    torch.manual_seed(1)
+    model = Fn(
+        lambda m, x: wrap(hidden=torch.tanh(x), logits=m.a(torch.tanh(x))), a=nn.Linear(4, 3)
+    ).double()
+    plain = Fn(lambda m, x: m.a(torch.tanh(x)), a=model.a)
+    x = image(5, 4)
+    found, wanted = (bitwright.traces(m, x, tolerance=0).layers["a"] for m in (model, plain))
+    assert found.value.tolist() == wanted.value.tolist()
 
 
 def test_heads_are_summed():
