@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from bitwright import allocate, quantize
 from bitwright.allocate import Plan
 from bitwright.curvature.divergence import per_sample
-from bitwright.pipeline.search import REWARD_TEMPERATURE
+from bitwright.pipeline.bench import REWARD_TEMPERATURE
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, np.ndarray]]]] = {
     "ResNet-20": (networks.resnet20, networks.cifar10),

@@ -38,7 +38,7 @@ from bitwright.allocate import Plan, Problem
 from bitwright.curvature.divergence import per_sample
 from bitwright.network import outputs
 from bitwright.pipeline import Run, Settings
-from bitwright.pipeline.search import REWARD_TEMPERATURE
+from bitwright.pipeline.bench import REWARD_TEMPERATURE
 from bitwright.quantize import Quantized
 from bitwright.quantize.actual_error import FIT_ROWS, errors_left
 from bitwright.quantize.measured import changed_rows, divergences

@@ -33,8 +33,9 @@ from bitwright.allocate import Plan, knapsack
 from bitwright.curvature.divergence import per_sample
 from bitwright.network import outputs
 from bitwright.pipeline import METHODS, Run, Settings
+from bitwright.pipeline.bench import Workbench
 from bitwright.pipeline.budget import parse_budget
-from bitwright.pipeline.search import Workbench, solve
+from bitwright.pipeline.search import solve
 from bitwright.quantize import simulate
 
 EVALUATIONS, REWARD_ROWS, JUDGED = 150, 256, 2048

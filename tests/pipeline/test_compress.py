@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bitwright
 from bitwright import BitwrightError, Settings
+from bitwright.pipeline.bench import Workbench
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.calls import compress_call
-from bitwright.pipeline.search import Workbench
 from bitwright.report import from_json
 from pipeline import tiny
 

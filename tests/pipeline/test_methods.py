@@ -16,6 +16,7 @@ from bitwright.errors import BitwrightError
 from bitwright.pipeline import METHODS, Run
 from bitwright.pipeline import processes as pool
 from bitwright.pipeline import search as searching
+from bitwright.pipeline.bench import Workbench
 from bitwright.pipeline.budget import parse_budget
 from bitwright.pipeline.methods import Method
 from bitwright.pipeline.summarize import summarize
@@ -201,7 +202,7 @@ def test_the_report_has_words_for_every_method():
 def test_a_method_is_a_line_in_the_roster_and_the_report_knows_it(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    def solve(bench: searching.Workbench, problem: allocate.Problem) -> allocate.Plan:
+    def solve(bench: Workbench, problem: allocate.Problem) -> allocate.Plan:
         return replace(allocate.knapsack(problem), method="own")
 
     monkeypatch.setitem(METHODS, "own", Method("A method of my own", "Bits go by my rule.", solve))

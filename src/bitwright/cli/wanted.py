@@ -30,7 +30,11 @@ def assemble(given: dict[str, Any]) -> tuple[Any, Any, str]:
     goal = given["budget"]
     if goal is None and given["max_kl"] is None and given["max_drop"] is None:
         goal = "3bit"
-    rosters = {"method": METHODS, "score": SCORES, "rounding": ROUNDINGS}
+    rosters: dict[str, dict[str, Any]] = {
+        "method": METHODS,
+        "score": SCORES,
+        "rounding": ROUNDINGS,
+    }
     if any(given[name] not in roster for name, roster in rosters.items()):
         _import_files(given)  # which may put it into the roster
     settings = check_settings(

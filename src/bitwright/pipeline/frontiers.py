@@ -14,7 +14,7 @@ import numpy as np
 
 from bitwright import allocate, quantize
 from bitwright.allocate import Frontier, Plan
-from bitwright.pipeline.search import Workbench
+from bitwright.pipeline.bench import Workbench
 from bitwright.report.summary import FrontierRow
 
 SCHEMA = 1

@@ -12,9 +12,9 @@ import torch
 from bitwright import allocate, overflow, quantize
 from bitwright.curvature import make_key
 from bitwright.files import put
+from bitwright.pipeline.bench import Bounds
 from bitwright.pipeline.measured import CALIBRATION_ROWS, Measured
 from bitwright.pipeline.roundings import ROUNDINGS
-from bitwright.pipeline.search import Bounds
 from bitwright.pipeline.settings import apply_overrides
 
 

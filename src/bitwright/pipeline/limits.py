@@ -11,8 +11,8 @@ from bitwright import cost
 from bitwright.allocate import Limit, Plan, Problem, Product, require_feasible
 from bitwright.cost import Profile
 from bitwright.network import Network
+from bitwright.pipeline.bench import Bounds
 from bitwright.pipeline.budget import Bound
-from bitwright.pipeline.search import Bounds
 from bitwright.quantize import blank_edges, with_activations
 from bitwright.quantize.scores import WIDTHS
 

@@ -24,8 +24,8 @@ from bitwright.curvature import Sensitivity, make_key, processes
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.network import Network, build
+from bitwright.pipeline.bench import REWARD_CORRECTION_ROWS, REWARD_ROWS
 from bitwright.pipeline.preflight import Preflight, preflight
-from bitwright.pipeline.search import REWARD_CORRECTION_ROWS, REWARD_ROWS
 from bitwright.pipeline.settings import Settings, apply_overrides, check_settings, float_layers
 from bitwright.pipeline.store import Store
 from bitwright.task import Task, fingerprint

@@ -18,7 +18,7 @@ from bitwright.cost import LayerShape, calls
 from bitwright.errors import BitwrightError
 
 if TYPE_CHECKING:
-    from bitwright.pipeline.search import Workbench
+    from bitwright.pipeline.bench import Workbench
 
 Solve = Callable[["Workbench", Problem], Plan]
 Search = Callable[..., SearchResult]

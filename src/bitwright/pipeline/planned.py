@@ -20,12 +20,12 @@ from bitwright.curvature import make_key
 from bitwright.errors import BitwrightError
 from bitwright.files import put
 from bitwright.network import outputs
+from bitwright.pipeline.bench import Workbench
 from bitwright.pipeline.budget import parse_bops, parse_latency
 from bitwright.pipeline.gridded import Gridded
 from bitwright.pipeline.limits import bops_limit, bops_product, latency_limit, require_limits
 from bitwright.pipeline.methods import METHODS
 from bitwright.pipeline.search import (
-    Workbench,
     bits_for_bytes,
     bits_for_quality,
     require_bytes,

@@ -20,7 +20,7 @@ from bitwright.errors import BitwrightError
 from bitwright.pipeline.roundings import ROUNDINGS
 
 if TYPE_CHECKING:
-    from bitwright.pipeline.search import Workbench
+    from bitwright.pipeline.bench import Workbench
 
 _bench: Workbench | None = None
 

@@ -16,7 +16,7 @@ from bitwright.errors import BitwrightError
 from bitwright.quantize import EdgeGrid, QuantizedLayer, WeightTable
 
 if TYPE_CHECKING:
-    from bitwright.pipeline.search import Workbench
+    from bitwright.pipeline.bench import Workbench
 
 Layers = dict[str, QuantizedLayer]
 Round = Callable[
