@@ -316,4 +316,16 @@ EQUIVALENT: dict[tuple[str, str, int, str], str] = {
         44,
         "2+1",
     ): "the target lies within the grid, and rounding takes nothing beyond it",
+    (
+        "allocate/multipliers.py",
+        "if above - best <= _TOLERANCE * most:",
+        3,
+        "LtE->Lt",
+    ): "a gap that is the tolerance to the last bit",
+    (
+        "allocate/ratios.py",
+        "self.start = np.full(problem.parts * m, 1 / m)",
+        40,
+        "1+1",
+    ): "shares are normalized where they become plans",
 }

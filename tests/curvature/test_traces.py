@@ -494,6 +494,13 @@ def test_edges_of_every_operation_are_those_of_the_dense_hessian(name: str):
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("shapes", [((3, 4), (2, 4)), ((5, 3, 4), (5, 2, 4))])
+def test_outputs_of_one_shape_are_asked_for(shapes: tuple[tuple[int, ...], ...]):
+    model = nn.Linear(4, 3).double()
+    with pytest.raises(BitwrightError, match="different shapes in different batches .* pad them"):
+        bitwright.traces(model, [image(6, *shape) for shape in shapes])
+
+
 def test_edges_are_inputs_of_layers_summed_over_their_consumers():
     torch.manual_seed(0)
     model = Fn(lambda m, x: m.head(m.a(torch.tanh(x)) + m.b(torch.tanh(x))), a=nn.Linear(4, 3),
