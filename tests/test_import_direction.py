@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 #: import everything, and only what stands above it may import from it (`__version__`: anyone).
 TIERS = (
     ("codec", "errors", "files", "interrupts", "version"),
-    ("arith", "checkpoint", "demo"),
+    ("arith", "checkpoint", "demo", "folders"),
     ("network",),
     ("task",),
     ("data",),

@@ -31,17 +31,3 @@ def put(path: Path, content: bytes | str) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-@contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Make a folder; if the body fails and has left nothing in it, it is gone again."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for path in new:
-                path.rmdir()
-        raise

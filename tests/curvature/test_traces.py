@@ -497,7 +497,7 @@ def test_edges_of_every_operation_are_those_of_the_dense_hessian(name: str):
 @pytest.mark.parametrize("shapes", [((3, 4), (2, 4)), ((5, 3, 4), (5, 2, 4))])
 def test_outputs_of_one_shape_are_asked_for(shapes: tuple[tuple[int, ...], ...]):
     model = nn.Linear(4, 3).double()
-    with pytest.raises(BitwrightError, match="different shapes in different batches .* pad them"):
+    with pytest.raises(BitwrightError, match=r"different shapes in different batches .* pad them"):
         bitwright.traces(model, [image(6, *shape) for shape in shapes])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bitwright.graph import DegreeQuant, Form, Scheme, artefact, build, load_nod
 from bitwright.graph.run import Settings, form_of
 from bitwright.graph.training import accuracy, of_nodes
 from graph.graphs import graph, net
+from pipeline import test_store as store
 from pipeline.tiny import call, refused
 
 
@@ -179,3 +181,15 @@ def test_graphs_with_labels(tmp_path: Path):
     assert call("train-graph", *given) == 0
     said = json.loads((tmp_path / "run" / "graph.json").read_text())
     assert said["rows"]["quantized"]["test"] >= 0.8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders there")
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dataset(tmp_path)
+    (tmp_path / "run").mkdir()
+    process, said = store.other(tmp_path / "run")
+    line = refused(capsys, "train-graph", *options(tmp_path))
+    process.kill()
+    process.wait()
+    assert said == "held" and "another process works in" in line
+    assert not list((tmp_path / "run").iterdir())

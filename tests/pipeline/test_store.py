@@ -82,3 +82,17 @@ def test_a_damaged_history_of_pruning_loses_the_curve_alone(text: bytes, tmp_pat
     assert _read_history(path) == []
     path.write_text("[0.5, 0.25]")
     assert _read_history(path) == [0.5, 0.25]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders there")
+def test_two_trainings_of_bases_do_not_share_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tiny.write(tmp_path)
+    out = tmp_path / "run"
+    out.mkdir()
+    process, said = other(out)
+    line = tiny.refused(capsys, "train-multibit", *tiny.given(tmp_path, out=out))
+    process.kill()
+    process.wait()
+    assert said == "held" and "another process works in" in line and not list(out.iterdir())

@@ -18,6 +18,7 @@ from torch import nn
 
 from bitwright.errors import BitwrightError
 from bitwright.files import put
+from bitwright.folders import made
 from bitwright.graph import artefact
 from bitwright.graph.data import load_graphs, load_nodes
 from bitwright.graph.degree_quant import DegreeQuant
@@ -139,8 +140,19 @@ def run(
     form = form_of(settings, data)
     whole = build(form, settings.recipe.seed)
     scheme_of(settings)  # refused before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out / "settings.json", settings)
+    with made(out):
+        return _written(settings, out, data, form, whole, progress)
+
+
+def _written(
+    settings: Settings,
+    out: Path,
+    data: Labelled,
+    form: Form,
+    whole: nn.Module,
+    progress: Callable[[str, float], None] | None,
+) -> dict[str, Any]:
+    _settle(out / "settings.json", settings)
     rows = {}
 
     def trained(name: str, net: nn.Module) -> None:
@@ -165,7 +177,7 @@ def run(
     return said
 
 
-def _claim(path: Path, settings: Settings) -> None:
+def _settle(path: Path, settings: Settings) -> None:
     """Write the settings, or refuse a folder that holds others."""
     text = json.dumps(dataclasses.asdict(settings), indent=1, sort_keys=True)
     if path.exists() and path.read_text() != text:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import BitwrightError
-from bitwright.files import made, put
+from bitwright.files import put
+from bitwright.folders import made
 from bitwright.multibit import Recipe, convert, float_weights, prepare, train
 from bitwright.network import join
 from bitwright.pipeline.judge import Judgement, answers_of, judge
@@ -111,17 +112,17 @@ def train_multibit(
             identity=asked,
             progress=lambda line: progress("multi-bit", line["epoch"] / many),
         )
-    found = convert(net, out, {"preprocessing": task.preprocessing})
-    judgement = None
-    if task.test is not None:
-        with torch.no_grad():
-            reference = torch.cat([join(task.model(rows)) for rows in task.test.split(128)])
-        judgement = judge(task, reference, answers_of(out / "model.onnx", task.test))
-    files = ("model.safetensors", "model.onnx")
-    sizes = {name: (out / name).stat().st_size for name in files}
-    falling.write(history, out / "multibit.html")
-    said = {"bits": found.average_bits, "sizes": sizes, "recipe": asdict(r), "history": history}
-    put(out / "multibit.json", json.dumps(said, indent=1))
+        found = convert(net, out, {"preprocessing": task.preprocessing})
+        judgement = None
+        if task.test is not None:
+            with torch.no_grad():
+                reference = torch.cat([join(task.model(rows)) for rows in task.test.split(128)])
+            judgement = judge(task, reference, answers_of(out / "model.onnx", task.test))
+        files = ("model.safetensors", "model.onnx")
+        sizes = {name: (out / name).stat().st_size for name in files}
+        falling.write(history, out / "multibit.html")
+        said = {"bits": found.average_bits, "sizes": sizes, "recipe": asdict(r), "history": history}
+        put(out / "multibit.json", json.dumps(said, indent=1))
     return MultibitResult(found.average_bits, sizes, judgement, history)
 
 

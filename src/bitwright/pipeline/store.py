@@ -4,54 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bitwright.errors import BitwrightError
 from bitwright.files import PART, put
-
-if sys.platform != "win32":  # two processes in one folder are not kept apart there
-    import fcntl
-
-
-class _Lock:
-    """A folder that this process alone writes to, until the last store of it here is gone.
-
-    The system gives it back when the process ends, however it ends.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if sys.platform == "win32":
-            return
-        handle = os.open(folder, os.O_RDONLY)
-        weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BitwrightError(
-                f"another process works in {folder}; wait for it, or give another --out"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-
-
-_held: weakref.WeakValueDictionary[tuple[int, int], _Lock] = weakref.WeakValueDictionary()
-
-
-def _locked(folder: Path) -> _Lock:
-    """The lock of a folder, the one that this process has already if it has one."""
-    found = folder.stat()
-    key = (found.st_dev, found.st_ino)
-    lock = _held.get(key)
-    if lock is None:
-        lock = _held[key] = _Lock(folder)
-    return lock
+from bitwright.folders import claimed
 
 
 class Store:
@@ -63,14 +23,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = "a file is in the way" if folder.exists() else error.strerror
-            raise BitwrightError(
-                f"the output folder {folder} cannot be made: {reason}; give another --out"
-            ) from error
-        self._lock = _locked(folder)
+        self._lock = claimed(folder)
         for stale in folder.glob(f"*{PART}"):
             with suppress(FileNotFoundError):
                 stale.unlink()
