@@ -10,14 +10,11 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from bitwright.curvature.spectrum import Density
-from bitwright.report import falling, graphs, pruning, render, write_density
-from bitwright.report.compared import render as render_compared
-from bitwright.report.comparison import ComparedRun, Comparison, LayerBits
-from report.test_report import bare, hostile, summary
+from bitwright.report import render
+from report.every_page import PAGES, pages
+from report.test_report import hostile, summary
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -29,7 +26,6 @@ pytestmark = [
 WIDTHS = (360, 1600)
 #: what A4 leaves between margins of 12 mm, in pixels
 PAPER = 703
-LONG = "a.very.long.name.of.a.layer.without.any.place.where.a.line.could.be.broken"
 #: a page that does all that a page of ours must not do
 WRONG = """<!DOCTYPE html><html lang="en"><body>
 <div style="width:2000px">wide</div><img src="http://127.0.0.1:9/x.png" alt="">
@@ -60,78 +56,10 @@ onload = () => {
 </script>"""
 
 
-def pruned() -> dict[str, Any]:
-    """What a `prune.json` says."""
-    sizes = {"parameters": 187_018, "macs": 31_000_000, "bytes": 752_216}
-    groups = [
-        {
-            "name": f"{LONG}.{i}", "kind": "channels", "units": 64, "removed": list(range(7 * i)),
-            "implanted": [63], "members": [[f"blocks.{i}.conv", "out"], [LONG, "in"]],
-        }
-        for i in range(6)
-    ]  # fmt: skip
-    return {
-        "settings": {"keep": "50%", "skip": [LONG]},
-        "groups": groups,
-        "whole": {LONG: "its outputs are the network's"},
-        "size": {"before": sizes, "after": {k: v // 2 for k, v in sizes.items()}},
-        "kl": [0.0123, 0.0011],
-        "metric": [0.921, 0.0082],
-    }
-
-
-def trained() -> dict[str, Any]:
-    """What a `graph.json` says."""
-    row = {"val": 0.78, "test": 0.81}
-    return {
-        "rows": {"float": row, "quantized": row, "artefact": row},
-        "bytes": {"float": 92_228, "artefact": 24_011},
-        "settings": {"dataset": f"/{LONG}/cora.npz", "net": "gcn", "bits": 3.5, "recipe": {}},
-        "widths": {
-            "degrees": [2, 4, 9],
-            "weights": {LONG: 4},
-            "sites": {LONG: [2, 4, 4, 8], "out": [8]},
-        },
-    }
-
-
-def compared() -> Comparison:
-    """Five runs, one of them not finished."""
-    layers = tuple(LayerBits(f"{LONG}.{i}", (2, 3, 4, 8)) for i in range(4))
-    runs = tuple(
-        ComparedRun(
-            f"{LONG}-{i}", f"/somewhere/{LONG}", True, "finished", LONG, "t",
-            {"budget": f"{i}bit", "skip": LONG}, "channels", float(i), 20_000 * i, 752_216, "kl",
-            0.5**i, 0.05**i, "top-1", 0.9, 0.92, 0.02, 0.004, True, 0.98, 0.3, 0.4, True,
-            f"bitwright compress --skip {LONG}", 0, layers,
-        )
-        for i in range(1, 5)
-    )  # fmt: skip
-    killed = ComparedRun("killed", "x", False, "unfinished, measured so far")
-    return Comparison((*runs, killed), ("budget",), ("killed: unfinished, measured so far.",))
-
-
 def on_paper(page: str) -> str:
     """The page as it is printed, on a screen."""
     assert page.count("@media print {") == 1
     return page.replace("@media print {", "@media all {")
-
-
-def pages(place: Path) -> dict[str, str]:
-    """Every kind of page, with ordinary and with hostile content."""
-    write_density(Density(np.array([0.0, 1.0]), np.array([0.5, 0.5]), 9), place / "d.html", LONG)
-    history = [{"epoch": i, "what": "bases", "loop": 0, "bits": 6 * 0.8**i} for i in range(9)]
-    return {
-        "report": render(summary()),
-        "hostile": render(hostile()),
-        "bare": render(bare()),
-        "compared": render_compared(compared()),
-        "pruning": pruning.render(pruned(), "top-1"),
-        "graph": graphs.render(trained()),
-        "multibit": falling.render(history),
-        "density": (place / "d.html").read_text(),
-        "wrong": WRONG,
-    }
 
 
 def chromium(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -150,7 +78,11 @@ def chromium(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], str]:
     """What the probe found in every page at every width, and the browser's console."""
     place = tmp_path_factory.mktemp("browser")
-    framed = [(name, width, page) for name, page in pages(place).items() for width in WIDTHS]
+    framed = [
+        (name, width, page)
+        for name, page in (pages(place) | {"wrong": WRONG}).items()
+        for width in WIDTHS
+    ]
     for name, content in (("report", summary()), ("hostile", hostile())):
         framed.append((f"{name} on paper", PAPER, on_paper(render(content))))
     frames = "".join(
@@ -166,9 +98,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, 
     found = {entry["name"]: entry for entry in json.loads(unescape(text[1]))}
     console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
     return found, console
-
-
-PAGES = ("report", "hostile", "bare", "compared", "pruning", "graph", "multibit", "density")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
