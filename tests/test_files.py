@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bitwright.files import made, put, replacing
+from bitwright.files import put, replacing
+from bitwright.folders import made
 
 
 def test_text_is_utf8_and_bytes_are_bytes(tmp_path: Path):

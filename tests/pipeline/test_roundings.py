@@ -133,5 +133,5 @@ def test_a_rounding_that_other_processes_do_not_have(start: Start, monkeypatch: 
     run = start(rounding="up", method="random-ratios", evaluations=4, batch=2, processes=2)
     with pytest.raises(BitwrightError, match="do not have the rounding up; use --processes 1"):
         _ = run.plan
-    alone = start("alone", rounding="up", method="random-ratios", evaluations=4, batch=2)
+    alone = start("alone", rounding="up", method="random-ratios", evaluations=4, processes=1)
     assert alone.plan.cost <= alone.plan.budget
