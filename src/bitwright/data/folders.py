@@ -137,14 +137,14 @@ class _Images:
         self._spool = Spool()
         #: index of a file -> of its row
         self._at: dict[int, int] = {}
-        self._shape: torch.Size | None = None
 
     def read(self, i: int) -> Tensor:
         """File i, [3, height, width]."""
         row = _read(self._files[i], self._how)
-        self._shape = row.shape if self._shape is None else self._shape
-        if row.shape != self._shape:
-            (_, high, wide), first = self._shape, self._files[next(iter(self._at))]
+        like = self._spool.like
+        if like is not None and row.shape != like.shape[1:]:
+            _, _, high, wide = like.shape
+            first = self._files[next(iter(self._at))]
             raise BitwrightError(
                 f"{self._files[i]} is {row.shape[2]}×{row.shape[1]} pixels, {first} {wide}×{high}; "
                 "add ?size=N to the folder"

@@ -27,10 +27,9 @@ def gather(loader: Any, source: str, limit: int | None) -> tuple[Tensor, Tensor 
         )
     xs = Spool()
     ys: list[Tensor] = []
-    first: Tensor | None = None
     for index, batch in enumerate(_batches(loader, source)):
         x, y = _batch(batch, f"{source}: batch {index}")
-        first = x[:0] if first is None else first
+        first = x if xs.like is None else xs.like
         if x.shape[1:] != first.shape[1:] or x.dtype != first.dtype:
             raise BitwrightError(
                 f"{source}: batch {index} has rows {tuple(x.shape[1:])} of {x.dtype}, batch 0 "
@@ -42,7 +41,7 @@ def gather(loader: Any, source: str, limit: int | None) -> tuple[Tensor, Tensor 
         ys += [] if y is None else [y]
         if limit is not None and len(xs) >= limit:
             break
-    if first is None:
+    if xs.like is None:
         raise BitwrightError(f"{source} is empty: it yields no batch; give at least one")
     return xs.rows()[:limit], torch.cat(ys)[:limit] if ys else None
 

@@ -31,7 +31,8 @@ class Spool:
         self._parts: list[Tensor] = []
         self._file: BinaryIO | None = None
         self._bytes = 0
-        self._first: Tensor | None = None
+        #: [0, ...], of the rows' shape and type; None before the first
+        self.like: Tensor | None = None
         self._count = 0
 
     def __len__(self) -> int:
@@ -43,8 +44,8 @@ class Spool:
         Raises:
             BitwrightError: no space is left for the file.
         """
-        self._first = rows[:0] if self._first is None else self._first
-        assert rows.shape[1:] == self._first.shape[1:] and rows.dtype == self._first.dtype
+        self.like = rows[:0] if self.like is None else self.like
+        assert rows.shape[1:] == self.like.shape[1:] and rows.dtype == self.like.dtype
         self._count += len(rows)
         self._bytes += rows.nbytes
         if self._file is None and self._bytes <= MEMORY:
@@ -55,13 +56,13 @@ class Spool:
 
     def rows(self) -> Tensor:
         """All of them [n, ...]; asked for once, at the end."""
-        assert self._first is not None
+        assert self.like is not None
         if self._file is None:
             return torch.cat(self._parts)
         # the map keeps the file
         with self._file:
-            shape = (self._count, *self._first.shape[1:])
-            return torch.from_numpy(np.memmap(self._file, self._first.numpy().dtype, "c", 0, shape))
+            shape = (self._count, *self.like.shape[1:])
+            return torch.from_numpy(np.memmap(self._file, self.like.numpy().dtype, "c", 0, shape))
 
     def _write(self) -> None:
         try:
