@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from bitwright.curvature import Estimate, Sensitivity, ledger, load, make_key, save
 from bitwright.errors import BitwrightError
+from bitwright.files import PART
 
 
 def estimate(seed: int, channels: int = 5, samples: int = 7) -> Estimate:
@@ -51,6 +52,14 @@ def test_round_trip_keeps_everything_and_the_order(sensitivity: Sensitivity, tmp
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no half-written file is left
     save(sensitivity, path)  # over the old one
     assert same(load(path), sensitivity)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_an_error_of_the_system(sensitivity: Sensitivity, tmp_path: Path):
+    (tmp_path / f"s{PART}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        save(sensitivity, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_round_trip_without_edges(tmp_path: Path):

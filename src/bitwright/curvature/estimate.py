@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as packed
 
 from bitwright.codec import decode, encode, parse
 from bitwright.errors import BitwrightError
-from bitwright.files import replacing
+from bitwright.files import put
 
 SCHEMA = 1
 
@@ -103,8 +103,8 @@ def save(sensitivity: Sensitivity, path: Path) -> None:
         "details": encode(dict(sensitivity.details)),
         "samples": counts,
     }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"bitwright": json.dumps(header)})
+    # not save_file: on a full disk that raises an error of its own, no OSError
+    put(path, packed(tensors, metadata={"bitwright": json.dumps(header)}))
 
 
 @dataclass(frozen=True)
