@@ -52,7 +52,7 @@ class Rounding:
     in_search: Round | None = None
     nearest: bool = False
     accumulators: bool = True
-    bases: bool = True
+    bases: bool = False
     score: str = "actual-error"
 
 
@@ -108,17 +108,16 @@ def _learned(
 
 
 ROUNDINGS: dict[str, Rounding] = {
-    "nearest": Rounding(_nearest, nearest=True),
+    "nearest": Rounding(_nearest, nearest=True, bases=True),
     "feedback": Rounding(
         _feedback,
         rows=quantize.FEEDBACK_ROWS,
         corrected=True,
         in_search=_by_moments,
+        bases=True,
         score="feedback",
     ),
-    "learned": Rounding(
-        _learned, rows=LEARNED_ROWS, corrected=True, accumulators=False, bases=False
-    ),
+    "learned": Rounding(_learned, rows=LEARNED_ROWS, corrected=True, accumulators=False),
 }
 
 
